@@ -1,0 +1,68 @@
+# The door. `make help` lists what it opens; each target sets up what it needs first.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+ARGS ?=
+
+# Set-up depends on the dependencies alone: their text is kept in .stamp/, which is touched only when it changes.
+DEPENDENCIES := .stamp/dependencies
+SETUP := $(VENV)/.ready
+BENCH := $(VENV)/.ready-bench
+
+.PHONY: help toy lab test lint format bench clean FORCE
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
+
+toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about ten minutes; ARGS="--data cifar10 --minutes 10" for more
+	$(BIN)/python -m toy_ijepa $(ARGS)
+
+lab: $(SETUP)  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=chapters $(ARGS)
+
+test: $(SETUP)  ## all tests; ARGS="-k masking" for some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(SETUP)  ## check code and notebooks with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(SETUP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCH)  ## time the toy's training step, part by part, beside lightly's
+	$(BIN)/python -m toy_ijepa.bench $(ARGS)
+
+clean:  ## remove the environment (runs and pictures stay)
+	rm -rf $(VENV) .stamp
+
+$(DEPENDENCIES): FORCE
+	@mkdir -p .stamp
+	@{ sed -n '/^requires-python/p; /^dependencies/,/^]/p; /^\[project.optional-dependencies\]/,/^$$/p' pyproject.toml; cat constraints.txt; } > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+	@rm -f $@.new
+
+$(SETUP): $(DEPENDENCIES)
+	$(call install,dev)
+	@touch $@
+
+$(BENCH): $(SETUP)
+	$(call install,dev,bench)
+	@touch $@
+
+comma := ,
+ifdef UV
+define install
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(1)$(if $(2),$(comma)$(2))]"
+endef
+else
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(1)$(if $(2),$(comma)$(2))]"
+endef
+endif

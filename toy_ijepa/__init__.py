@@ -1,0 +1,1 @@
+"""The smallest I-JEPA that works: one idea a module, one module a chapter."""

@@ -1,0 +1,136 @@
+"""What did it learn? Frozen, average-pooled features under two probes: weighted nearest neighbours and a linear classifier."""
+
+# Shape legend:  B images  C channels  H,W pixels  N tokens  D width  S samples  F features  c classes
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toy_ijepa.encoder import Encoder
+
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # candidates for the linear probe's L2 penalty, strong first
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images (B, C, H, W) -> float around 0 with std about 1, the same for every data set and method.
+
+    Photographs have mean 0.45-0.5 and std 0.2-0.28 a channel on a scale of 0 to 1; the round numbers 0.5 and 0.25 do.
+    """
+    return images.float().div_(63.75).sub_(2.0)  # (x/255 - 0.5) / 0.25
+
+
+@torch.no_grad()
+def features(encoder: Encoder, images: Tensor, last: int = 1, batch: int = 500) -> Tensor:
+    """Average-pooled features of uint8 images (S, C, H, W): (S, F), float32.
+
+    last  how many of the last blocks to use, each normalised and pooled, concatenated: F = last * D
+    """
+    device = next(encoder.parameters()).device
+    training, pooled = encoder.training, []
+    encoder.eval()
+    for chunk in images.split(batch):
+        outputs = encoder.layers(normalise(chunk.to(device)), last)
+        pooled.append(torch.cat([tokens.mean(1) for tokens in outputs], dim=1).float().cpu())
+    encoder.train(training)
+    return torch.cat(pooled)
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """The images themselves, flattened: (S, C*H*W)."""
+    return normalise(images).flatten(1)
+
+
+def pca(train: Tensor, *others: Tensor, components: int = 256) -> list[Tensor]:
+    """Project each set (S, F) on the first `components` principal directions of `train` (unwhitened)."""
+    mean = train.mean(0)
+    covariance = (train - mean).T @ (train - mean)  #          (F, F)
+    basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:]
+    return [(x - mean) @ basis for x in (train, *others)]
+
+
+def knn(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Accuracy (%) of the k nearest training samples' vote, weighted by exp(cosine / temperature).
+
+    Features (S, F) are centred on the training mean first: without that every cosine is close to 1.
+    Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
+    """
+    if k > len(train):
+        raise ValueError(f"k = {k} neighbours asked of {len(train)} training samples")
+    mean = train.mean(0)
+    bank, queries = F.normalize(train - mean, dim=1), F.normalize(test - mean, dim=1)
+    classes = int(train_labels.max()) + 1
+    right = 0
+    for chunk, truth in zip(queries.split(1000), test_labels.split(1000), strict=True):
+        cosine, index = (chunk @ bank.T).topk(k, dim=1)  #     (b, k)
+        votes = torch.zeros(len(chunk), classes).scatter_add_(1, train_labels[index], (cosine / temperature).exp())
+        right += int((votes.argmax(1) == truth).sum())
+    return 100.0 * right / len(test)
+
+
+def fit_linear(x: Tensor, labels: Tensor, classes: int, penalty: float, start: Tensor | None = None) -> Tensor:
+    """Weights and bias (F+1, c) of multinomial logistic regression on x (S, F), by L-BFGS.
+
+    Minimises mean cross-entropy + penalty/2 * |weights|^2 (the bias is free).
+    """
+    weight = torch.zeros(x.shape[1] + 1, classes) if start is None else start.clone()
+    weight.requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        [weight], max_iter=100, history_size=10, tolerance_grad=1e-4, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(torch.addmm(weight[-1], x, weight[:-1]), labels)
+        loss = loss + 0.5 * penalty * weight[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weight.detach()
+
+
+def accuracy(weight: Tensor, x: Tensor, labels: Tensor) -> float:
+    """Share (%) of x (S, F) that the linear classifier (F+1, c) gets right."""
+    return 100.0 * ((x @ weight[:-1] + weight[-1]).argmax(1) == labels).double().mean().item()
+
+
+def linear_probe(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, seed: int = 0
+) -> tuple[float, float]:
+    """Accuracy (%) of logistic regression on standardised features, and the L2 penalty it used.
+
+    The penalty is chosen on a tenth of the *training* set; the test set is looked at once.
+    """
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    x, y = (train - mean) / std, train_labels
+    classes = int(y.max()) + 1
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    held, rest = order[: len(x) // 10], order[len(x) // 10 :]
+    best, weight, x_rest, x_held = (-1.0, PENALTIES[0]), None, x[rest], x[held]
+    for penalty in PENALTIES:
+        weight = fit_linear(x_rest, y[rest], classes, penalty, start=weight)
+        best = max(best, (accuracy(weight, x_held, y[held]), penalty))
+    weight = fit_linear(x, y, classes, best[1])
+    return accuracy(weight, (test - mean) / std, test_labels), best[1]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies in % of one set of features under each probe."""
+
+    knn: float
+    linear: float
+
+
+def probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, seed: int = 0) -> Scores:
+    """Both probes on features (S, F): the one protocol for pixels, random encoders and every method."""
+    return Scores(
+        knn=knn(train, train_labels, test, test_labels, k=min(20, len(train))),
+        linear=linear_probe(train, train_labels, test, test_labels, seed)[0],
+    )

@@ -1,0 +1,79 @@
+"""The toy's dials in one place: sizes, methods, and the settings they train with; a reason beside every number."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from toy_ijepa.encoder import Encoder
+from toy_ijepa.jepa import IJEPA
+from toy_ijepa.mae import MAE
+from toy_ijepa.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Size:
+    """Encoder width, depth, heads; predictor (and MAE decoder) width, depth, heads."""
+
+    width: int
+    depth: int
+    heads: int
+    predictor_width: int
+    predictor_depth: int
+    predictor_heads: int
+
+
+SIZES = {
+    "tiny": Size(96, 4, 3, 64, 2, 2),  #   0.5 M parameters: what a laptop trains in minutes
+    "small": Size(192, 6, 6, 96, 4, 3),  # 2.7 M: the size that `make bench` times
+}
+
+METHODS = {
+    "ijepa": "I-JEPA as in the paper, no regulariser",
+    "ijepa-vc": "I-JEPA with a light variance-covariance term on pooled context features (C-JEPA)",
+    "mae": "masked autoencoder with the same encoder: predicts pixels",
+}
+
+MOMENTUM = (
+    0.95,
+    0.9995,
+)  # a target that remembers 1/(1-m) = 20 steps at first: .996 is still random when a toy run ends
+REGULARISER = (0.1, 0.005)  # of "ijepa-vc": enough to spread the features, too little to lead
+LOSS = "smooth_l1"  # the released code's; the paper says L2
+
+
+def default_patch(image_size: int) -> int:
+    """Patch side in pixels for about 8x8 to 14x14 patches: 4 up to 48 px, 8 up to 112 px, then 16."""
+    return 4 if image_size <= 48 else 8 if image_size <= 112 else 16
+
+
+def build_encoder(size: str, image_size: int, patch: int, seed: int) -> Encoder:
+    """A fresh encoder; the same seed gives the same weights, whatever is trained around it."""
+    dial = lookup(SIZES, size, "size")
+    torch.manual_seed(seed)
+    return Encoder(image_size, patch, dial.width, dial.depth, dial.heads)
+
+
+def build(method: str, size: str, image_size: int, patch: int, seed: int, masks: str = "multiblock") -> nn.Module:
+    """A method around a fresh encoder, ready for `train`. Raises ValueError for an unknown method, size or strategy."""
+    lookup(METHODS, method, "method")
+    dial = lookup(SIZES, size, "size")
+    encoder = build_encoder(size, image_size, patch, seed)
+    narrow = (dial.predictor_width, dial.predictor_depth, dial.predictor_heads)
+    if method == "mae":
+        return MAE(encoder, *narrow)
+    predictor = Predictor(encoder.grid, dial.width, *narrow, mode="joint")
+    regulariser = REGULARISER if method == "ijepa-vc" else (0.0, 0.0)
+    return IJEPA(encoder, predictor, masks=masks, loss=LOSS, momentum=MOMENTUM, regulariser=regulariser)
+
+
+def lookup(table: dict, name: str, what: str):  # noqa: ANN201 (whatever the table holds)
+    """table[name], or ValueError naming the nearest entry."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}: {hint}choose from {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,208 @@
+"""One readable training loop, for I-JEPA and its pixel-predicting companion alike."""
+
+# Shape legend:  S pictures  B images of a batch  C channels  H,W pixels
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from toy_ijepa.diagnostics import health
+from toy_ijepa.encoder import Encoder
+from toy_ijepa.probing import normalise
+from toy_ijepa.schedules import cosine, warmup_cosine
+
+WATCHED = 256  # training images whose features are watched for collapse
+ROWS = 50  # rows of history of a run: enough for a curve, cheap enough not to be felt
+
+
+class Method(Protocol):
+    """What the loop needs: a loss on a batch, something to do after each step, and the encoder to watch."""
+
+    def step_loss(self, images: Tensor, generator: torch.Generator | None) -> Tensor: ...
+    def after_step(self, progress: float) -> float: ...
+    @property
+    def probed(self) -> Encoder: ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run (`steps` or `minutes`, exactly one) and how to step; a reason beside each field."""
+
+    steps: int | None = None  #  the same seed gives the same loss to the last bit
+    minutes: float | None = None  #  schedules follow the clock, so that the run ends at its end on any machine
+    batch: int = 64  #  small: a short run needs steps more than it needs quiet gradients
+    lr: float = 1.5e-3  #  peak; chosen on the toy (assets/results/LOG.md)
+    warmup: float = 0.1  #  share of the run; transformers diverge without
+    weight_decay: tuple[float, float] = (
+        0.04,
+        0.04,
+    )  #  start and end, along a cosine; the paper rises to 0.4 in 300 epochs
+    crop: tuple[float, float] = (0.3, 1.0)  #  share of the picture a random crop keeps; the paper's range
+    flip: bool = True  #  left and right look alike in photographs
+    precision: str = "auto"  #  "fp32", "bf16", or bf16 where the processor multiplies it faster
+    seed: int = 0  #  data order, crops and masks; the weights are drawn before, by the caller
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give the length of the run either in steps or in minutes")
+        if (self.steps if self.minutes is None else self.minutes) <= 0:
+            raise ValueError(f"a run of {self.steps} steps / {self.minutes} minutes is too short")
+        if self.batch < 2 or self.lr <= 0:
+            raise ValueError(f"batch {self.batch} must be at least 2 and lr {self.lr} above 0")
+        if not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop {self.crop} is not a range within (0, 1]")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"unknown precision {self.precision!r}: choose auto, fp32 or bf16")
+
+
+@dataclass
+class History:
+    """Rows of measurements along a run, and how it ended ("done" or "interrupted")."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    ended: str = "done"
+    images: int = 0
+    seconds: float = 0.0  #  of the clock
+    cpu_seconds: float = 0.0  #  of all cores together: comparable when the machine is busy
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / max(self.seconds, 1e-9)
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows]
+
+    def save(self, path: Path) -> None:
+        """Write the rows as CSV."""
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]) if self.rows else ["step"])
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became infinite or not a number; the weights are those before that step."""
+
+
+def uses_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether to compute in bf16: asked for, or where the processor has instructions that multiply it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def augment(images: Tensor, crop: tuple[float, float], flip: bool, generator: torch.Generator) -> Tensor:
+    """A random square crop of each image, enlarged to the old size, and half of them mirrored: (B, C, H, W) float."""
+    B = len(images)
+    side = (crop[0] + (crop[1] - crop[0]) * torch.rand(B, generator=generator)).sqrt()
+    mirror = torch.randint(0, 2, (B,), generator=generator) * 2.0 - 1.0 if flip else torch.ones(B)
+    centre = (torch.rand(2, B, generator=generator) * 2 - 1) * (1 - side)
+    affine = torch.zeros(B, 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1] = side * mirror, side
+    affine[:, :, 2] = centre.T
+    where = F.affine_grid(affine, list(images.shape), align_corners=False).to(images.device)
+    return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
+
+
+def batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless shuffled index batches (B,); an epoch's remainder is left out, the next is shuffled anew."""
+    batch = min(batch, count)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        yield from order[: count - count % batch].split(batch)
+
+
+def parameter_groups(model: nn.Module) -> list[dict]:
+    """Trainable parameters in two groups: matrices get weight decay, biases, norms and the mask token's vector do not."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    spared = [p for n, p in named if p.ndim < 2 or n.endswith("mask_token")]
+    decayed = [p for n, p in named if not (p.ndim < 2 or n.endswith("mask_token"))]
+    return [dict(params=decayed, decays=True), dict(params=spared, decays=False, weight_decay=0.0)]
+
+
+def set_schedules(optimiser: torch.optim.Optimizer, config: TrainConfig, progress: float) -> tuple[float, float]:
+    """Set learning rate and weight decay for this step; returns the two."""
+    lr = warmup_cosine(progress, config.lr, config.warmup)
+    decay = cosine(progress, *config.weight_decay)
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return lr, decay
+
+
+@torch.no_grad()
+def watch(model: Method, images: Tensor) -> dict[str, float]:
+    """Feature std, effective rank and share of position on uint8 images; warns when they look like collapse."""
+    found = health(model.probed(normalise(images)))
+    if message := found.warning():
+        warnings.warn(message, stacklevel=3)
+    return dict(std=found.std, rank=found.rank, position=found.position)
+
+
+def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True) -> History:
+    """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
+
+    Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
+    Raises NonFiniteLoss, with the weights of the step before, and ValueError for fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image is too few to train on")
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(config.seed)
+    optimiser = torch.optim.AdamW(parameter_groups(model), lr=config.lr, betas=(0.9, 0.999), fused=True)
+    bf16 = uses_bf16(device, config.precision)
+    watched = images[:: max(len(images) // WATCHED, 1)][:WATCHED].to(device)
+    history, losses = History(), []
+    start, cpu_start, step = time.perf_counter(), time.process_time(), 0
+    bar = tqdm(total=100, disable=not progress, bar_format="{percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]")
+    try:
+        for index in batches(len(images), config.batch, generator):
+            elapsed = time.perf_counter() - start
+            done = step / config.steps if config.steps else elapsed / (60 * config.minutes)
+            if done >= 1.0:
+                break
+            lr, decay = set_schedules(optimiser, config, done)
+            batch = augment(normalise(images[index].to(device)), config.crop, config.flip, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = model.step_loss(batch, generator)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise NonFiniteLoss(
+                    f"the loss is {losses[-1]} at step {step}; the weights of the step before are kept. "
+                    f"Try a lower learning rate than {config.lr}, a longer warm-up, or precision fp32"
+                )
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            momentum = model.after_step(done)
+            step, history.images = step + 1, history.images + len(index)
+            if not history.rows or done - history.rows[-1]["progress"] >= 1 / ROWS:
+                row = dict(step=step, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
+                row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched))
+                row["images_per_second"] = history.images / (time.perf_counter() - start)
+                history.rows.append(row)
+                losses.clear()
+                bar.set_postfix_str("loss {loss:.4f}, {images_per_second:.0f} images/s, rank {rank:.1f}".format(**row))
+            bar.update(100 * done - bar.n)
+        bar.update(100 - bar.n)
+    except KeyboardInterrupt:
+        history.ended = "interrupted"
+    finally:
+        history.seconds, history.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        bar.close()
+    return history
