@@ -28,7 +28,7 @@ from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
 from toy_ijepa.recipe import METHODS, SIZES, build, build_encoder, default_patch, lookup
-from toy_ijepa.training import History, NonFiniteLoss, TrainConfig, train
+from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
 
 DEFAULT_MINUTES = 3.0  # of each method and seed
 BASELINES = {"pixels": "raw pixels", "pixels-pca": "pixels, 256 principal components", "random": "random encoder"}
@@ -248,7 +248,7 @@ def main() -> int:
     args = parser().parse_args()
     try:
         return run(args)
-    except NonFiniteLoss as error:
+    except NonFiniteLossError as error:
         tqdm.write(f"stopped: {error}", file=sys.stderr)
         return 3
     except (ValueError, OSError) as error:

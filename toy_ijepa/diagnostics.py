@@ -50,19 +50,20 @@ class Health:
     rank: float
     position: float
 
-    def warning(self) -> str | None:
-        """What looks wrong and what to try, or None."""
+    def warnings(self) -> dict[str, str]:
+        """What looks like collapse ("std", "rank") and what to try; empty when nothing does."""
+        found = {}
         if self.std < LOW_STD:
-            return (
-                f"features collapse: std {self.std:.3f} (below {LOW_STD}). "
-                "Is the target encoder without gradients, and its momentum above 0?"
+            found["std"] = (
+                f"features collapse: std {self.std:.3f} (below {LOW_STD}). Check that no gradient reaches the target "
+                "encoder and that it follows slowly (momentum well above 0)"
             )
         if self.rank < LOW_RANK:
-            return (
-                f"features lose rank: effective rank {self.rank:.1f} (below {LOW_RANK:.0f}). "
-                "Try a higher momentum, a lower learning rate or the regulariser"
+            found["rank"] = (
+                f"features lose rank: effective rank {self.rank:.1f} (below {LOW_RANK}). Try a higher momentum, a "
+                "lower learning rate, or the regulariser (ijepa-vc)"
             )
-        return None
+        return found
 
 
 def health(tokens: Tensor) -> Health:

@@ -1,6 +1,7 @@
-"""A look at what was imagined: each predicted patch shown as the real patch whose feature is nearest to the prediction."""
+"""A look at what was imagined: each predicted patch shown as the real patch whose feature comes nearest to it."""
 
-# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  N = h*w patches  M target blocks  T patches of a block  D width  G gallery patches
+# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  N = h*w patches  M target blocks
+#                T patches of a block  D width  G gallery patches
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from toy_ijepa.probing import normalise
 
 @dataclass(frozen=True)
 class Gallery:
-    """Patches to show: target-encoder features (G, D) of unit length around `mean` (D,), and pixels (G, C*P*P) in [0, 1]."""
+    """Patches to show: features (G, D) of unit length around `mean` (D,), and their pixels (G, C*P*P) in [0, 1]."""
 
     features: Tensor
     pixels: Tensor

@@ -1,6 +1,7 @@
 """I-JEPA put together: context encoder, EMA target encoder, predictor, and one loss between features."""
 
-# Shape legend:  B images  C channels  H,W pixels  N = h*w patches  K context patches  M target blocks  T patches of a block  D width
+# Shape legend:  B images  C channels  H,W pixels  N = h*w patches  K context patches  M target blocks
+#                T patches of a block  D width
 
 from __future__ import annotations
 

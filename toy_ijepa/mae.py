@@ -1,6 +1,7 @@
 """The companion that predicts pixels: a masked autoencoder (MAE) with the same encoder, data and loop."""
 
-# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  N = h*w patches  K visible patches  E decoder width
+# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  N = h*w patches  K visible patches
+#                E decoder width
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class MAE(nn.Module):
         return self.encoder
 
     def forward(self, images: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and true normalised pixels (B, N-K, C*P*P) of the patches `hidden` (B, N-K), seen `visible` (B, K)."""
+        """Predicted and true normalised pixels (B, N-K, C*P*P) of patches `hidden` (B, N-K), from `visible` (B, K)."""
         tokens = self.encoder(images, visible)  #                        (B, K, D)
         predictions = self.decoder(tokens, visible, hidden[:, None])[:, 0]
         pixels = patchify(images, self.encoder.patch)  #                 (B, N, C*P*P)

@@ -3,7 +3,8 @@
 A mask is a pair of index tensors (row-major patch numbers), never a boolean: an index says what it picks.
 """
 
-# Shape legend:  B images  h,w grid (patches)  N = h*w patches  M target blocks  T patches of a target block  K context patches
+# Shape legend:  B images  h,w grid (patches)  N = h*w patches  M target blocks  T patches of a target block
+#                K context patches
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def grid_size(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
     Raises ValueError if the image is not a whole number of patches in either direction.
     """
     H, W = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if patch < 1 or H < patch or W < patch or H % patch or W % patch:
+    if patch < 1 or patch > H or patch > W or H % patch or W % patch:
         raise ValueError(
             f"image {H}x{W} px is not a whole number of {patch} px patches; "
             f"choose a patch side that divides both {H} and {W}"
@@ -43,7 +43,7 @@ def unpatchify(tokens: Tensor, grid: tuple[int, int], channels: int = 3) -> Tens
     B, N, L = tokens.shape
     h, w = grid
     P = round((L / channels) ** 0.5)
-    if N != h * w or channels * P * P != L:
+    if h * w != N or channels * P * P != L:
         raise ValueError(f"{N} tokens of {L} numbers do not make a {h}x{w} grid of {channels}-channel square patches")
     x = tokens.reshape(B, h, w, channels, P, P)  #     (B, h, w, C, P, P)
     x = x.permute(0, 3, 1, 4, 2, 5)  #                 (B, C, h, P, w, P)

@@ -1,6 +1,7 @@
 """Pictures for the chapters and the main job. Each function returns a matplotlib Figure and writes nothing."""
 
-# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  h,w grid  M target blocks  S samples  F features
+# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  h,w grid  M target blocks  S samples
+#                F features
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The predictor: a narrow transformer that fills in, from the context, what the target encoder would say of hidden patches."""
+"""The predictor: a narrow transformer that says, from the context, what the target encoder sees in hidden patches."""
 
-# Shape legend:  B images  N = h*w patches  K context patches  M target blocks  T patches of a block  D encoder width  E predictor width
+# Shape legend:  B images  N = h*w patches  K context patches  M target blocks  T patches of a block
+#                D encoder width  E predictor width
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ class Predictor(nn.Module):
           "joint": all blocks together in one sequence of K + M*T tokens; cheaper, and the blocks see each other's
           *places* (there is nothing else in a mask token to see).
     Raises ValueError for an unknown mode or a width that does not suit the heads.
-    Source: Assran et al. 2023, section 3 ("Prediction") and appendix A.1; the context gets its positions a second time, as in
-    the released code.
+    Source: Assran et al. 2023, section 3 ("Prediction") and appendix A.1; the context gets its positions a second
+    time, as in the released code.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What did it learn? Frozen, average-pooled features under two probes: weighted nearest neighbours and a linear classifier."""
+"""What did it learn? Frozen, average-pooled features under two probes: nearest neighbours and a linear classifier."""
 
 # Shape legend:  B images  C channels  H,W pixels  N tokens  D width  S samples  F features  c classes
 

@@ -70,7 +70,7 @@ def build(method: str, size: str, image_size: int, patch: int, seed: int, masks:
     return IJEPA(encoder, predictor, masks=masks, loss=LOSS, momentum=MOMENTUM, regulariser=regulariser)
 
 
-def lookup(table: dict, name: str, what: str):  # noqa: ANN201 (whatever the table holds)
+def lookup(table: dict, name: str, what: str):
     """table[name], or ValueError naming the nearest entry."""
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)

@@ -1,6 +1,7 @@
 """Learning rate, weight decay and momentum as functions of how much of the run is done."""
 
-# `progress` is the share of the run that is done, in [0, 1]: optimiser steps taken / steps planned (or seconds, in a run given minutes).
+# `progress` is the share of the run that is done, in [0, 1]: optimiser steps taken / steps planned (or seconds, in a
+# run given minutes).
 # TRAP: count optimiser steps, never batches; with accumulation the two differ and a schedule in batches ends early.
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """An embedded picture set: one large silhouette a picture, everything else about it a nuisance, every factor a label.
 
-What carries the class must be predictable from context, or I-JEPA has no reason to learn it: the silhouette fills most of
-the picture, so a hidden block is cut by its outline, and the visible rest says where. Figure and ground take any pair of
-colours, so neither mean colour nor single pixels give the class away.
+TEXT
 """
 
-# Shape legend:  S pictures  O objects of a scene  H,W pixels (H = W = side)  u,v coordinates in the object's own frame, about [-1, 1]
+# Shape legend:  S pictures  O objects of a scene  H,W pixels (H = W = side)
+#                u,v coordinates in the object's own frame, about [-1, 1]
 
 from __future__ import annotations
 
@@ -47,7 +46,8 @@ class Pictures:
     """uint8 images (S, 3, H, W) and the factors that made them, each (S,) or (S, O).
 
     shape      class number (order of CLASSES); in scenes (S, O), -1 for an object that is not there
-    hue, ground_hue, ground   colour angle of figure and background in [0, 1), and kind of background (0 flat, 1 gradient, 2 clouds)
+    hue, ground_hue  colour angle of figure and background in [0, 1)
+    ground     kind of background: 0 flat, 1 gradient, 2 clouds
     size       radius in half sides; x, y  centre in half sides from the middle; angle  in radians
     count      objects in the picture; depth  1 nearest ... count farthest, 0 for an object that is not there
     """

@@ -92,7 +92,7 @@ class History:
             writer.writerows(self.rows)
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLossError(ArithmeticError):
     """The loss became infinite or not a number; the weights are those before that step."""
 
 
@@ -128,7 +128,7 @@ def batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tens
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """Trainable parameters in two groups: matrices get weight decay, biases, norms and the mask token's vector do not."""
+    """Trainable parameters in two groups: matrices get weight decay; biases, norms and the mask token do not."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     spared = [p for n, p in named if p.ndim < 2 or n.endswith("mask_token")]
     decayed = [p for n, p in named if not (p.ndim < 2 or n.endswith("mask_token"))]
@@ -146,11 +146,13 @@ def set_schedules(optimiser: torch.optim.Optimizer, config: TrainConfig, progres
 
 
 @torch.no_grad()
-def watch(model: Method, images: Tensor) -> dict[str, float]:
-    """Feature std, effective rank and share of position on uint8 images; warns when they look like collapse."""
+def watch(model: Method, images: Tensor, warned: set[str]) -> dict[str, float]:
+    """Feature std, effective rank and share of position on uint8 images; warns of each kind of collapse once."""
     found = health(model.probed(normalise(images)))
-    if message := found.warning():
-        warnings.warn(message, stacklevel=3)
+    for kind, message in found.warnings().items():
+        if kind not in warned:
+            warned.add(kind)
+            warnings.warn(message, stacklevel=3)
     return dict(std=found.std, rank=found.rank, position=found.position)
 
 
@@ -158,7 +160,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
 
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
-    Raises NonFiniteLoss, with the weights of the step before, and ValueError for fewer than two images.
+    Raises NonFiniteLossError, with the weights of the step before, and ValueError for fewer than two images.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image is too few to train on")
@@ -167,7 +169,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=config.lr, betas=(0.9, 0.999), fused=True)
     bf16 = uses_bf16(device, config.precision)
     watched = images[:: max(len(images) // WATCHED, 1)][:WATCHED].to(device)
-    history, losses = History(), []
+    history, losses, warned = History(), [], set()
     start, cpu_start, step = time.perf_counter(), time.process_time(), 0
     bar = tqdm(total=100, disable=not progress, bar_format="{percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]")
     try:
@@ -182,7 +184,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
                 loss = model.step_loss(batch, generator)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise NonFiniteLoss(
+                raise NonFiniteLossError(
                     f"the loss is {losses[-1]} at step {step}; the weights of the step before are kept. "
                     f"Try a lower learning rate than {config.lr}, a longer warm-up, or precision fp32"
                 )
@@ -193,7 +195,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
             step, history.images = step + 1, history.images + len(index)
             if not history.rows or done - history.rows[-1]["progress"] >= 1 / ROWS:
                 row = dict(step=step, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
-                row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched))
+                row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, warned))
                 row["images_per_second"] = history.images / (time.perf_counter() - start)
                 history.rows.append(row)
                 losses.clear()

@@ -52,7 +52,7 @@ def save_encoder(encoder: Encoder, path: Path, about: dict | None = None) -> Non
 
 
 def load_encoder(path: Path) -> Encoder:
-    """The encoder that `save_encoder` wrote, in evaluation mode. Raises as `read`, or ValueError if the parts do not fit."""
+    """The encoder that `save_encoder` wrote, ready to use. Raises as `read`, or ValueError if the parts do not fit."""
     tensors, about = read(path)
     if "encoder" not in about:
         raise ValueError(f"{path} does not say how to build its encoder")
