@@ -37,7 +37,7 @@ class PaddingAttention(nn.Module):
     def forward(self, x):
         q, k, v = self.right.split(x)
         real = torch.arange(x.shape[1]) < x.shape[1] // 2  # True = attend, but meant as "True = padding"
-        return self.right.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2))
+        return self.right.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=real[None]).transpose(1, 2).flatten(2))
 
 
 class CausalPredictor(Predictor):
