@@ -157,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
     for method in args.method:  # one draw of the masks before any training: too small a grid is said now
         if isinstance(model := build(method, seed=0, masks=args.masks, **dial), IJEPA):
             model.sample(config.batch, model.encoder.grid, generator=torch.Generator().manual_seed(0))
+    labelled = probed_part(data, args.labels)
     out = fresh_folder(args.out, args.data)
     print(f"{args.data}: {len(data[0])} training and {len(data[1])} test pictures of {side} px; writing to {out}")
 
@@ -165,7 +166,6 @@ def run(args: argparse.Namespace) -> int:
     training: dict[str, list[dict]] = {method: [] for method in args.method}
     scores: dict[str, list[dict[str, float]]] = {}
     diagnostics: dict[str, list[dict]] = {}
-    labelled = probed_part(data, args.labels)
     for seed in args.seed:
         if labelled:
             scores.setdefault("random", []).append(probe_encoder(build_encoder(seed=seed, **dial), labelled, seed))

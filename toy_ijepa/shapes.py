@@ -1,6 +1,8 @@
-"""An embedded picture set: one large silhouette a picture, everything else about it a nuisance, every factor a label.
+"""An embedded picture set: copies of one silhouette, everything else about them a nuisance, every factor a label.
 
-TEXT
+What carries the class must be predictable from context, or I-JEPA has no reason to learn it: each picture repeats one
+silhouette, so the visible copies say what the hidden ones look like. Every copy has its own colour and rotation, and
+figures may be lighter or darker than the ground, so no pixel and no colour gives the class away.
 """
 
 # Shape legend:  S pictures  O objects of a scene  H,W pixels (H = W = side)
@@ -43,13 +45,13 @@ CLASSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """uint8 images (S, 3, H, W) and the factors that made them, each (S,) or (S, O).
+    """uint8 images (S, 3, H, W) and the factors that made them.
 
-    shape      class number (order of CLASSES); in scenes (S, O), -1 for an object that is not there
-    hue, ground_hue  colour angle of figure and background in [0, 1)
-    ground     kind of background: 0 flat, 1 gradient, 2 clouds
-    size       radius in half sides; x, y  centre in half sides from the middle; angle  in radians
-    count      objects in the picture; depth  1 nearest ... count farthest, 0 for an object that is not there
+    Of the picture, (S,): shape (class number in the order of CLASSES), size (radius in half sides), x and y (shift of
+    the pattern in half sides), dark (1 if the ground is darker than the figures), ground_hue in [0, 1), ground (0 flat,
+    1 gradient, 2 clouds). Of each object, (S, O): object_hue in [0, 1) and object_angle in radians.
+    Of scenes instead: count (S,), and (S, O): object_shape (-1 for one that is not there), object_size, object_x,
+    object_y, object_hue, object_angle, object_depth (1 nearest ... count farthest, 0 for one that is not there).
     """
 
     images: Tensor
@@ -98,51 +100,70 @@ def between(low: float, high: float, shape: tuple[int, ...], generator: torch.Ge
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def paint(objects: int, size: tuple[float, float], place: float, S: int, side: int, g: torch.Generator) -> Pictures:
-    """Draw S pictures of 1 ... `objects` silhouettes each, far ones first."""
-    shape = torch.randint(len(CLASSES), (S, objects), generator=g)
-    count = torch.randint(1, objects + 1, (S,), generator=g)
-    there = torch.arange(objects) < count[:, None]  #                      (S, O), the farthest first
-    radius = between(*size, (S, objects), g)
-    x, y = between(-place, place, (2, S, objects), g)
-    angle = between(-torch.pi, torch.pi, (S, objects), g)
-    hue, ground_hue = between(0, 1, (S, objects), g), between(0, 1, (S,), g)
-    ground = torch.randint(3, (S,), generator=g)
-    dark = torch.randint(2, (S,), generator=g)  #                          is the ground dark or the figure?
+def paint(objects: dict[str, Tensor], there: Tensor, side: int, g: torch.Generator) -> Pictures:
+    """Draw the objects (shape, x, y, size, angle, each (S, O)) on random grounds in random colours, first ones first.
+
+    there  boolean (S, O), True where the object exists
+    """
+    S, O = there.shape  # noqa: E741 (O objects, see the legend)
+    hue, ground_hue = between(0, 1, (S, O), g), between(0, 1, (S,), g)
+    ground, dark = torch.randint(3, (S,), generator=g), torch.randint(2, (S,), generator=g)
     low, high = between(0.15, 0.45, (S,), g), between(0.6, 0.95, (S,), g)
     saturation = between(0.2, 0.8, (2, S), g)
     images = background(ground, colour(ground_hue, torch.where(dark == 1, low, high), saturation[0]), side, g)
-    for o in range(objects):
-        cover = silhouette(shape[:, o], x[:, o], y[:, o], radius[:, o], angle[:, o], side) * there[:, o, None, None]
+    for o in range(O):
+        cover = silhouette(*(objects[n][:, o] for n in ("shape", "x", "y", "size", "angle")), side)
+        cover = cover * there[:, o, None, None]  #                         (S, H, W)
         tone = torch.where(dark == 1, high, low) * between(0.85, 1.0, (S,), g)
-        paint = colour(hue[:, o], tone, saturation[1])[:, :, None, None]
-        images = images + cover[:, None] * (paint - images)
+        ink = colour(hue[:, o], tone, saturation[1])[:, :, None, None]
+        images = images + cover[:, None] * (ink - images)
     images = (images + 0.02 * torch.randn(images.shape, generator=g)).clamp(0, 1)
-    factors = dict(shape=shape.masked_fill(~there, -1), x=x, y=y, size=radius, angle=angle, hue=hue)
-    factors["depth"] = (count[:, None] - torch.arange(objects)).clamp_min(0)
-    factors |= dict(count=count, ground=ground, ground_hue=ground_hue)
+    factors = dict(ground=ground, ground_hue=ground_hue, dark=dark, object_hue=hue, object_angle=objects["angle"])
     return Pictures(images.mul(255).round().byte(), factors)
 
 
-def stack(parts: list[Pictures]) -> Pictures:
-    """Several batches of pictures as one."""
-    names = parts[0].factors
-    return Pictures(torch.cat([p.images for p in parts]), {n: torch.cat([p.factors[n] for p in parts]) for n in names})
+def pattern(S: int, side: int, copies: int, g: torch.Generator) -> Pictures:
+    """S pictures of copies x copies versions of one silhouette on a shifted, uneven lattice."""
+    O, cell = copies**2, 2.0 / copies  # noqa: E741
+    shape = torch.randint(len(CLASSES), (S,), generator=g)
+    shift = between(-0.3, 0.3, (2, S, 1), g) * cell
+    size = between(0.38, 0.52, (S,), g) * cell
+    row, column = torch.arange(O) // copies, torch.arange(O) % copies
+    lattice = torch.stack([column, row])[:, None] * cell + cell / 2 - 1.0  # (2, 1, O)
+    x, y = lattice + shift + between(-0.12, 0.12, (2, S, O), g) * cell  #   each (S, O)
+    objects = dict(shape=shape[:, None].expand(S, O), x=x, y=y, angle=between(-torch.pi, torch.pi, (S, O), g))
+    objects["size"] = size[:, None] * between(0.9, 1.1, (S, O), g)
+    drawn = paint(objects, torch.ones(S, O, dtype=torch.bool), side, g)
+    return Pictures(drawn.images, dict(shape=shape, size=size, x=shift[0, :, 0], y=shift[1, :, 0], **drawn.factors))
 
 
-def generate(count: int, seed: int = 0, side: int = 32, scene: int = 1, chunk: int = 1000) -> Pictures:
+def scene(S: int, side: int, most: int, g: torch.Generator) -> Pictures:
+    """S pictures of 1 ... `most` different silhouettes that may hide each other, the farthest drawn first."""
+    count = torch.randint(1, most + 1, (S,), generator=g)
+    there = torch.arange(most) < count[:, None]  #                         (S, O)
+    objects = dict(shape=torch.randint(len(CLASSES), (S, most), generator=g), size=between(0.25, 0.5, (S, most), g))
+    objects["x"], objects["y"] = between(-0.7, 0.7, (2, S, most), g)
+    objects["angle"] = between(-torch.pi, torch.pi, (S, most), g)
+    drawn = paint(objects, there, side, g)
+    factors = {f"object_{n}": f for n, f in objects.items()} | drawn.factors
+    factors["object_shape"] = objects["shape"].masked_fill(~there, -1)
+    factors["object_depth"] = (count[:, None] - torch.arange(most)).clamp_min(0)
+    return Pictures(drawn.images, dict(count=count, **factors))
+
+
+def generate(count: int, seed: int = 0, side: int = 32, copies: int = 2, most: int = 0, chunk: int = 1000) -> Pictures:
     """`count` pictures of `side` pixels, the same for the same seed; class number in factors["shape"].
 
-    scene  1 gives one large silhouette a picture, factors (S,); O > 1 gives 1 ... O smaller ones that may hide each
-           other, object factors (S, O)
-    Raises ValueError if count, side or scene is too small to draw.
+    copies  silhouettes along each side of the pattern
+    most    if above 0, scenes of 1 ... `most` different objects instead, with count and depth
+    Raises ValueError if count, side, copies or most is too small to draw.
     """
-    if count < 1 or side < 8 or scene < 1:
-        raise ValueError(f"cannot draw {count} pictures of {side} px with {scene} objects; at least 1, 8 px and 1")
+    if count < 1 or side < 8 or copies < 1 or most < 0:
+        raise ValueError(
+            f"cannot draw {count} pictures of {side} px (at least 1, 8 px), {copies} copies, {most} objects"
+        )
     g = torch.Generator().manual_seed(seed)
-    size, place = ((0.5, 0.95), 0.35) if scene == 1 else ((0.25, 0.5), 0.7)
-    parts = [paint(scene, size, place, min(chunk, count - i), side, g) for i in range(0, count, chunk)]
-    pictures = stack(parts)
-    if scene > 1:
-        return pictures
-    return Pictures(pictures.images, {n: f[:, 0] if f.ndim == 2 else f for n, f in pictures.factors.items()})
+    sizes = [min(chunk, count - i) for i in range(0, count, chunk)]
+    parts = [scene(S, side, most, g) if most else pattern(S, side, copies, g) for S in sizes]
+    images = torch.cat([part.images for part in parts])
+    return Pictures(images, {name: torch.cat([part.factors[name] for part in parts]) for name in parts[0].factors})

@@ -151,7 +151,7 @@ def test_bad_input_says_what_to_do():
 
 @pytest.mark.parametrize(("batch", "limit_ms"), [(64, 1.0), (2048, 5.0)])
 def test_masks_are_cheap(batch, limit_ms, generator):
-    """The best of many draws, so that a busy machine does not decide; four times the target as slack for slower ones."""
+    """The best of many draws, and four times the target (make bench measures it): a busy machine must not decide."""
     times = []
     for _ in range(30):
         begun = time.perf_counter()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from toy_ijepa import __main__ as job
+from toy_ijepa.recipe import METHODS, SIZES, build, default_patch
+from toy_ijepa.weights import load_encoder
+
+SMALL = ["--steps", "3", "--batch", "16", "--labels", "200", "--image-size", "16", "--patch", "4"]
+
+
+def run(*args, cwd, **options):
+    command = [sys.executable, "-m", "toy_ijepa", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One tiny run of every method with two seeds."""
+    out = tmp_path_factory.mktemp("job") / "run"
+    done = run(*SMALL, "--seed", 0, 1, "--method", *METHODS, "--out", out, cwd=out.parent)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_metrics_hold_what_the_table_needs(finished):
+    out, done = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["data"] == "shapes"
+    assert metrics["seconds"] > 0
+    assert metrics["images_per_second"] > 0
+    assert set(metrics["probes"]) == {"pixels", "pixels-pca", "random", *METHODS}
+    for name in ("random", *METHODS):
+        scores = metrics["probes"][name]
+        values = [r["linear"] for r in scores["runs"]]
+        assert scores["linear"] == pytest.approx(sum(values) / 2, abs=0.02)
+        assert scores["spread"]["linear"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=0.02)
+        assert f"{scores['knn']:.1f} +- {scores['spread']['knn']:.1f}" in done.stdout
+    assert len(metrics["diagnostics"]["ijepa"]) == 2
+    assert metrics["settings"]["steps"] == 3
+    assert "--steps 3" in metrics["command"]
+
+
+def test_figures_weights_and_history_are_there(finished):
+    out, _ = finished
+    for name in ("curves.png", "masks.png", "tsne.png", "imagination-ijepa.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 200
+    with (out / "history.csv").open() as file:
+        assert {"loss", "lr", "momentum", "rank", "images_per_second"} <= set(next(csv.DictReader(file)))
+    encoder = load_encoder(out / "encoder.safetensors")
+    assert encoder.config["width"] == SIZES["tiny"].width
+    assert load_encoder(out / "mae-seed1" / "encoder.safetensors").grid == (4, 4)
+
+
+def test_a_run_is_never_overwritten(finished):
+    out, _ = finished
+    before = (out / "metrics.json").read_bytes()
+    again = run(*SMALL, "--out", out, cwd=out.parent)
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    assert "already holds a run" in again.stderr
+    assert (out / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--data", "cifar11"], "did you mean 'cifar10'"),
+        (["--masks", "multi-block"], "did you mean 'multiblock'"),
+        (["--method", "ijeppa"], "did you mean 'ijepa'"),
+        (["--size", "tini"], "did you mean 'tiny'"),
+        (["--image-size", "30", "--patch", "4"], "not a whole number of 4 px patches"),
+        (["--image-size", "16", "--patch", "16"], "context patches on a 1x1 grid"),
+        (["--data", "folder:nowhere"], "no folder nowhere"),
+        (["--labels", "5"], "too few"),
+        (["--steps", "0"], "too short"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path):
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_pictures_without_classes_train_and_are_not_probed(tmp_path):
+    for i in range(40):
+        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    done = run("--data", f"folder:{tmp_path}", "--steps", 2, "--method", "ijepa", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to probe" in done.stdout
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["probes"] == {}
+
+
+def test_help_names_every_choice(tmp_path):
+    text = " ".join(run("--help", cwd=tmp_path).stdout.split())
+    for word in (*METHODS, *SIZES, "multiblock", "--minutes", "folder:PATH"):
+        assert word in text
+
+
+def test_224_px_with_16_px_patches(tmp_path):
+    """The variant with the paper's 14x14 grid runs and its loss is finite at every row."""
+    args = ["--image-size", 224, "--patch", 16, "--batch", 4, "--steps", 3, "--method", "ijepa", "--out", "run"]
+    for i in range(30):
+        (tmp_path / "p" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / "test").mkdir(exist_ok=True)
+        Image.effect_noise((32, 32), 60).save(tmp_path / "p" / ("test" if i % 3 == 0 else "train") / f"{i}.png")
+    done = run("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_encoder(tmp_path / "run" / "encoder.safetensors").grid == (14, 14)
+
+
+def test_default_patch_and_builds():
+    assert [default_patch(s) for s in (32, 48, 64, 96, 224)] == [4, 4, 8, 8, 16]
+    one, two = build("ijepa", "tiny", 32, 4, seed=5), build("mae", "tiny", 32, 4, seed=5)
+    for a, b in zip(one.encoder.parameters(), two.encoder.parameters(), strict=True):
+        assert a.equal(b)  # both methods start from the same encoder
+
+
+def test_a_new_folder_for_every_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert job.fresh_folder(None, "cifar10") == Path("runs/cifar10-001")
+    assert job.fresh_folder(None, "cifar10") == Path("runs/cifar10-002")
+    assert job.fresh_folder(None, "folder:/a/b") == Path("runs/a-b-001")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toy_ijepa.data import load
+from toy_ijepa.probing import pixel_features, probe
+from toy_ijepa.shapes import CLASSES, generate, silhouette
+
+
+def test_same_seed_same_pictures_and_splits_differ():
+    one, two = generate(20, seed=3), generate(20, seed=3)
+    assert torch.equal(one.images, two.images)
+    assert not torch.equal(one.images, generate(20, seed=4).images)
+    assert len(CLASSES) >= 10
+
+
+def test_every_factor_is_a_label_of_every_picture():
+    drawn = generate(30, seed=1, side=24, copies=3)
+    assert drawn.images.shape == (30, 3, 24, 24)
+    assert {n: f.shape for n, f in drawn.factors.items()} == {
+        **dict.fromkeys(("shape", "size", "x", "y", "ground", "ground_hue", "dark"), (30,)),
+        **dict.fromkeys(("object_hue", "object_angle"), (30, 9)),
+    }
+
+
+def test_a_silhouette_covers_what_its_factors_say():
+    """A disc of radius r covers pi r^2 of the 2x2 square, wherever it stands."""
+    r, side = torch.tensor([0.4, 0.6]), 64
+    cover = silhouette(torch.zeros(2).long(), torch.tensor([0.3, -0.2]), torch.zeros(2), r, torch.zeros(2), side)
+    torch.testing.assert_close(cover.mean((1, 2)), torch.pi * (0.85 * r) ** 2 / 4, rtol=0.03, atol=0)
+    columns = cover.sum(1) * torch.linspace(-1, 1, side)
+    torch.testing.assert_close(columns.sum(1) / cover.sum((1, 2)), torch.tensor([0.3, -0.2]), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("number", range(len(CLASSES)))
+def test_rotation_turns_the_outline(number):
+    """A quarter turn of the factors is a quarter turn of the picture; the shape fits its frame."""
+    shape, zero, one = torch.tensor([number]), torch.zeros(1), torch.ones(1)
+    upright = silhouette(shape, zero, zero, 0.8 * one, zero, 32)[0]
+    turned = silhouette(shape, zero, zero, 0.8 * one, torch.pi / 2 * one, 32)[0]
+    torch.testing.assert_close(turned, upright.rot90(-1), atol=0.26, rtol=0)
+    assert 0.05 < upright.mean() < 0.6
+
+
+def test_scenes_count_and_order_their_objects():
+    drawn = generate(200, seed=2, most=4)
+    count, shape, depth = (drawn.factors[n] for n in ("count", "object_shape", "object_depth"))
+    assert set(count.tolist()) == {1, 2, 3, 4}
+    assert torch.equal((shape >= 0).sum(1), count)
+    assert torch.equal(depth.amax(1), count)
+    assert torch.equal((depth == 1).sum(1), torch.ones(200).long())
+
+
+def test_class_cannot_be_read_off_pixels_or_colour():
+    train, test = generate(3000, seed=0), generate(1000, seed=1)
+    y, truth = train.factors["shape"], test.factors["shape"]
+    chance = 100 / len(CLASSES)
+    for view in (pixel_features, lambda images: images.float().mean((2, 3))):
+        scores = probe(view(train.images), y, view(test.images), truth)
+        assert scores.linear < chance + 4
+        assert scores.knn < chance + 20  # how much ground is covered can be seen without knowing the shape
+
+
+def test_load_gives_the_factors():
+    test = load("shapes", "test", image_size=16)
+    assert test.images.shape == (4000, 3, 16, 16)
+    assert torch.equal(test.factors["shape"], test.labels)
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="cannot draw 0 pictures"):
+        generate(0)

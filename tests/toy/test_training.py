@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from tests.wrong import models as wrong
+from toy_ijepa import training
+from toy_ijepa.encoder import Encoder
+from toy_ijepa.jepa import IJEPA
+from toy_ijepa.predictor import Predictor
+from toy_ijepa.probing import features, knn, linear_probe, normalise
+from toy_ijepa.recipe import build
+from toy_ijepa.shapes import generate
+from toy_ijepa.training import NonFiniteLossError, TrainConfig, augment, batches, parameter_groups, train, uses_bf16
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return generate(400, seed=0).images
+
+
+def quick(kind=IJEPA, **options):
+    torch.manual_seed(0)
+    encoder = Encoder(32, 8, 32, depth=2, heads=2)
+    return kind(encoder, Predictor(encoder.grid, 32, 16, 1, 2, mode="joint"), masks="random", **options)
+
+
+def config(**options):
+    return TrainConfig(**{"steps": 12, "batch": 32, "precision": "fp32", **options})
+
+
+@pytest.mark.parametrize("method", ["ijepa", "ijepa-vc", "mae"])
+def test_same_seed_same_loss_to_the_last_bit(method, pictures):
+    def losses(seed):
+        model = build(method, "tiny", 32, 8, seed=seed)
+        return train(model, pictures, config(seed=seed, steps=6), progress=False).column("loss")
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
+def test_history_holds_every_schedule(pictures, tmp_path):
+    history = train(quick(momentum=(0.5, 0.9)), pictures, config(weight_decay=(0.0, 0.4)), progress=False)
+    assert history.images == 12 * 32
+    assert history.column("step") == list(range(1, 13))
+    assert history.column("momentum") == pytest.approx([0.5 + 0.4 * i / 12 for i in range(12)])
+    assert history.column("lr")[0] == 0.0
+    assert max(history.column("lr")) == pytest.approx(1.5e-3, rel=0.05)
+    assert history.column("weight_decay")[0] == 0.0
+    assert history.column("weight_decay")[-1] > 0.35
+    history.save(tmp_path / "history.csv")
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["rank"]) for r in rows] == history.column("rank")
+
+
+def test_a_run_in_minutes_ends_on_time_with_its_schedule(pictures):
+    history = train(quick(), pictures, config(steps=None, minutes=0.05), progress=False)
+    assert 3.0 <= history.seconds < 6.0
+    assert history.column("progress")[-1] > 0.9
+    assert history.column("lr")[-1] < 0.1 * max(history.column("lr"))
+
+
+def test_target_moves_after_the_optimiser(pictures):
+    """With momentum 0 the target is the encoder *after* the step, not before it."""
+    model = quick(momentum=(0.0, 0.0))
+    train(model, pictures, config(steps=3), progress=False)
+    for target, online in zip(model.target.parameters(), model.encoder.parameters(), strict=True):
+        assert torch.equal(target, online)
+
+
+def test_training_learns_from_the_pictures_in_seconds():
+    """A seconds-long run on shapes beats the random encoder it started from, under both probes."""
+    train_set, test_set = generate(3000, seed=0), generate(1000, seed=1)
+    model = build("mae", "tiny", 32, 4, seed=0)
+    data = [(s.images, s.factors["shape"]) for s in (train_set, test_set)]
+
+    def scores():
+        (x, y), (q, truth) = [(features(model.probed, images), labels) for images, labels in data]
+        return linear_probe(x, y, q, truth)[0], knn(x, y, q, truth)
+
+    before = scores()
+    train(model, train_set.images, TrainConfig(steps=250, precision="auto"), progress=False)
+    after = scores()
+    assert after[0] > before[0] + 2
+
+
+def test_without_stop_gradient_the_features_collapse(pictures):
+    """Right: many directions stay. Without stop-gradient the loss falls further and the features say nothing."""
+
+    def end(kind):
+        model = quick(kind, momentum=(0.9, 0.99))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            history = train(model, pictures, config(steps=150, lr=3e-3), progress=False)
+        warned = any("features" in str(w.message) for w in said)
+        return history.column("loss")[-1], features(model.probed, pictures).std(0).mean().item(), warned
+
+    loss, std, warned = end(IJEPA)
+    loss_wrong, std_wrong, warned_wrong = end(wrong.GradientsToTarget)
+    assert loss_wrong < loss / 3
+    assert std_wrong < std / 3
+    assert warned_wrong
+    assert not warned
+
+
+def test_non_finite_loss_stops_with_the_last_good_weights(pictures):
+    model = quick()
+    good = model.step_loss
+
+    def step_loss(images, generator):
+        loss = good(images, generator)
+        return loss * float("nan") if step_loss.calls > 3 else count(loss)
+
+    def count(loss):
+        step_loss.calls += 1
+        return loss
+
+    step_loss.calls = 0
+    model.step_loss = step_loss
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 4.*lower learning rate"):
+        train(model, pictures, config(), progress=False)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_ctrl_c_keeps_the_weights(pictures):
+    model = quick()
+    before = model.encoder.norm.bias.clone()
+    threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+    history = train(model, pictures, config(steps=None, minutes=5), progress=False)
+    assert history.ended == "interrupted"
+    assert history.seconds < 60
+    assert history.rows
+    assert not torch.equal(model.encoder.norm.bias, before)
+
+
+def test_decay_spares_biases_norms_and_the_mask_token():
+    model = quick()
+    decayed, spared = (group["params"] for group in parameter_groups(model))
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert all(names[id(p)].endswith("weight") and p.ndim == 2 for p in decayed)
+    assert any(names[id(p)] == "predictor.mask_token" for p in spared)
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert len(decayed) + len(spared) == trained
+
+
+def test_crops_stay_inside_and_half_are_mirrored(generator):
+    ramp = torch.linspace(0, 1, 24).expand(500, 1, 16, 24)
+    out = augment(ramp, (0.3, 1.0), True, generator)
+    assert out.shape == ramp.shape
+    assert out.min() >= 0
+    assert out.max() <= 1
+    mirrored = (out[:, 0, 8, -1] < out[:, 0, 8, 0]).float().mean().item()
+    assert mirrored == pytest.approx(0.5, abs=0.1)
+    whole = augment(ramp, (1.0, 1.0), False, generator)
+    torch.testing.assert_close(whole, ramp.contiguous(), atol=1e-5, rtol=0)
+
+
+def test_an_epoch_sees_every_image_once(generator):
+    stream = batches(10, 4, generator)
+    epoch = torch.cat([next(stream), next(stream)])
+    assert len(epoch.unique()) == 8  # the remainder of 2 waits for the next shuffle
+    assert len(next(batches(3, 64, generator))) == 3  # fewer pictures than a batch
+
+
+def test_precision_is_chosen_by_the_processor(monkeypatch):
+    device = torch.device("cpu")
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
+        assert uses_bf16(device) is able
+    assert uses_bf16(device, "bf16")
+    assert not uses_bf16(device, "fp32")
+
+
+def test_config_refuses_what_makes_no_sense():
+    for wrong_one, words in [
+        ({"steps": None}, "either in steps or in minutes"),
+        ({"minutes": 3.0}, "either in steps or in minutes"),
+        ({"steps": 0}, "too short"),
+        ({"batch": 1}, "at least 2"),
+        ({"crop": (0.0, 1.0)}, "not a range"),
+        ({"precision": "fp8"}, "unknown precision"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            config(**wrong_one)
+    with pytest.raises(ValueError, match="too few to train"):
+        train(quick(), torch.zeros(1, 3, 32, 32, dtype=torch.uint8), config(), progress=False)
+
+
+def test_watching_does_not_change_the_training(pictures, monkeypatch):
+    def run():
+        model = quick()
+        train(model, pictures, config(), progress=False)
+        return model.encoder.norm.bias
+
+    often = run()
+    monkeypatch.setattr(training, "ROWS", 1)
+    assert torch.equal(often, run())
+
+
+def test_normalised_pixels_are_around_zero():
+    grey = torch.tensor([0, 128, 255], dtype=torch.uint8)
+    torch.testing.assert_close(normalise(grey), torch.tensor([-2.0, 0.00784, 2.0]), atol=1e-4, rtol=0)
+    assert isinstance(quick(), nn.Module)

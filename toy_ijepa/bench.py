@@ -1,0 +1,248 @@
+"""How fast is one training step, where does the time go, and how does lightly's I-JEPA compare? (`make bench`)
+
+All candidates take turns in one process, step by step, so that a busy or throttled machine slows them alike: read the
+ratios. Everyone trains the same architecture on the same masks; lightly's parts are put together as in its example.
+"""
+
+# Shape legend:  B images  h,w grid  N = h*w patches  M target blocks  T patches of a block  D width
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from toy_ijepa.encoder import Encoder
+from toy_ijepa.jepa import IJEPA, LOSSES
+from toy_ijepa.masking import Masks, multiblock
+from toy_ijepa.predictor import Predictor
+from toy_ijepa.recipe import SIZES
+from toy_ijepa.training import parameter_groups, uses_bf16
+
+BATCH, SIDE, PATCH = 128, 32, 4
+SIZE = SIZES["small"]  # 192 wide, 6 deep
+PARTS = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
+
+Step = Callable[[Tensor, dict[str, float]], None]
+
+
+class Stopwatch:
+    """Adds the seconds since the last call to the named part."""
+
+    def __init__(self, parts: dict[str, float]) -> None:
+        self.parts, self.last = parts, time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        now = time.perf_counter()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def ours(precision: str, mode: str = "block") -> Step:
+    """This package's training step, taken apart to be timed."""
+    torch.manual_seed(0)
+    encoder = Encoder(SIDE, PATCH, SIZE.width, SIZE.depth, SIZE.heads)
+    narrow = (SIZE.predictor_width, SIZE.predictor_depth, SIZE.predictor_heads)
+    model = IJEPA(encoder, Predictor(encoder.grid, SIZE.width, *narrow, mode=mode))
+    optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    bf16 = uses_bf16(torch.device("cpu"), precision)
+
+    def step(images: Tensor, parts: dict[str, float]) -> None:
+        mark = Stopwatch(parts)
+        masks = multiblock(BATCH, encoder.grid, generator=generator)
+        mark("masks")
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            targets = model.targets(images, masks.targets)
+            mark("target")
+            context = model.encoder(images, masks.context)
+            mark("context")
+            predictions = model.predictor(context, masks.context, masks.targets)
+            loss = LOSSES["smooth_l1"](predictions.float(), targets.float())
+            mark("predictor")
+        loss.backward()
+        mark("backward")
+        optimiser.step()
+        optimiser.zero_grad()
+        mark("optimiser")
+        model.after_step(0.5)
+        mark("EMA")
+
+    return step
+
+
+def lightly(precision: str) -> Step:
+    """lightly's I-JEPA parts (timm blocks), as in its published example, fed with this package's masks."""
+    import copy
+
+    from lightly.models import utils
+    from lightly.models.modules import IJEPAPredictorTIMM, MaskedVisionTransformerTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    dial = dict(img_size=SIDE, patch_size=PATCH, embed_dim=SIZE.width, depth=SIZE.depth, num_heads=SIZE.heads)
+    encoder = MaskedVisionTransformerTIMM(
+        VisionTransformer(**dial, class_token=False, global_pool="avg", num_classes=0)
+    )
+    target = copy.deepcopy(encoder).requires_grad_(False)
+    N = (SIDE // PATCH) ** 2
+    predictor = IJEPAPredictorTIMM(
+        N, SIZE.predictor_depth, SIZE.width, SIZE.predictor_width, num_heads=SIZE.predictor_heads
+    )
+    trained = [p for m in (encoder, predictor) for p in m.parameters() if p.requires_grad]
+    optimiser, criterion = torch.optim.AdamW(trained, lr=1e-4), torch.nn.SmoothL1Loss()
+    generator = torch.Generator().manual_seed(0)
+
+    def step(images: Tensor, parts: dict[str, float]) -> None:
+        masks = multiblock(BATCH, (SIDE // PATCH, SIDE // PATCH), generator=generator)
+        context_idx, target_idx = [masks.context], list(masks.targets.unbind(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with torch.no_grad():
+                targets = target.encode(images)
+                targets = F.layer_norm(targets, (targets.size(-1),))
+                targets = utils.apply_masks(targets, target_idx)
+            context = encoder.encode(images, idx_keep=context_idx[0])
+            predictions = predictor(context, context_idx, target_idx)
+            loss = criterion(predictions.float(), targets.float())
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        utils.update_momentum(encoder, target, 0.99)
+
+    return step
+
+
+CANDIDATES: dict[str, Callable[[], Step]] = {
+    "ours fp32": lambda: ours("fp32"),
+    "ours bf16": lambda: ours("bf16"),
+    "ours bf16, joint predictor": lambda: ours("bf16", "joint"),
+    "lightly fp32": lambda: lightly("fp32"),
+    "lightly bf16": lambda: lightly("bf16"),
+}
+
+
+def matmul_rate(dtype: torch.dtype, side: int = 2048) -> float:
+    """FLOP/s of one large square matrix product: what this machine can do at best."""
+    a, b = torch.randn(2, side, side).to(dtype)
+    times = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begun)
+    return 2 * side**3 / min(times)
+
+
+def step_flops(step: Step, images: Tensor) -> float:
+    """FLOPs of the matrix products of one step, counted by torch."""
+    with FlopCounterMode(display=False) as counter:
+        step(images, {})
+    return float(counter.get_total_flops())
+
+
+def mask_time(batch: int, draws: int = 30) -> float:
+    """Median milliseconds to draw masks on the paper's 14x14 grid."""
+    times = []
+    for _ in range(draws):
+        begun = time.perf_counter()
+        drawn: Masks = multiblock(batch, (14, 14))
+        times.append(1000 * (time.perf_counter() - begun))
+        del drawn
+    return median(times)
+
+
+def high_water_mark() -> float:
+    """Peak resident MiB of this process; nan where the system does not say.
+
+    TRAP: getrusage's maximum is inherited from the parent process on Linux.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
+
+
+def peak_memory(name: str) -> float:
+    """Peak resident MiB of a fresh process that takes three steps of one candidate."""
+    command = [sys.executable, "-m", "toy_ijepa.bench", "--memory-of", name]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def measure(names: list[str], rounds: int) -> dict[str, dict]:
+    """Median seconds of each candidate's step and its parts, taking turns."""
+    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    steps = {name: CANDIDATES[name]() for name in names}
+    flops = {name: step_flops(step, images) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    parts: dict[str, dict[str, float]] = {name: {} for name in names}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step(images, parts[name])
+            seconds[name].append(time.perf_counter() - begun)
+    rate = {"fp32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
+    return {
+        name: dict(
+            seconds=median(seconds[name]),
+            images_per_second=BATCH / median(seconds[name]),
+            share_of_matmul_rate=flops[name] / median(seconds[name]) / rate["bf16" if "bf16" in name else "fp32"],
+            share_of_step={p: v / sum(parts[name].values()) for p, v in parts[name].items()},
+            peak_mib=peak_memory(name),
+        )
+        for name in names
+    }
+
+
+def report(found: dict[str, dict], masks_ms: dict[int, float]) -> str:
+    """The measurements as text."""
+    base = found.get("lightly fp32", found["ours fp32"])["images_per_second"]
+    against = "lightly fp32" if "lightly fp32" in found else "ours fp32"
+    lines = [f"{'':28}{'images/s':>10}{'x ' + against:>18}{'of matmul rate':>16}{'peak MiB':>10}"]
+    for name, row in found.items():
+        speed, share = row["images_per_second"], row["share_of_matmul_rate"]
+        lines.append(f"{name:28}{speed:10.0f}{speed / base:18.2f}{share:16.0%}{row['peak_mib']:10.0f}")
+    lines.append(f"\n{'share of the step':28}" + "".join(f"{part:>11}" for part in PARTS))
+    for name, row in found.items():
+        if row["share_of_step"]:
+            lines.append(f"{name:28}" + "".join(f"{row['share_of_step'][part]:11.1%}" for part in PARTS))
+    drawn = ", ".join(f"{ms:.2f} ms for {batch} images" for batch, ms in masks_ms.items())
+    return "\n".join([*lines, f"\nmasks on a 14x14 grid: {drawn}"])
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(prog="python -m toy_ijepa.bench", description=__doc__.splitlines()[0])
+    p.add_argument("--rounds", type=int, default=12, help="steps of each candidate (default %(default)s)")
+    p.add_argument("--out", type=Path, help="write the figures as JSON")
+    p.add_argument("--memory-of", choices=CANDIDATES, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.memory_of:
+        step = CANDIDATES[args.memory_of]()
+        for _ in range(3):
+            step(torch.randn(BATCH, 3, SIDE, SIDE), {})
+        print(high_water_mark())
+        return 0
+    names = list(CANDIDATES)
+    try:
+        import lightly  # noqa: F401
+    except ImportError:
+        print("lightly is not installed (`make bench` installs it): timing ours alone", file=sys.stderr)
+        names = [name for name in names if "lightly" not in name]
+    found = measure(names, args.rounds)
+    masks_ms = {batch: mask_time(batch) for batch in (64, 2048)}
+    print(f"{SIZE.width} x {SIZE.depth}, {SIDE} px, patch {PATCH}, batch {BATCH}, {torch.get_num_threads()} threads")
+    print(report(found, masks_ms))
+    if args.out:
+        args.out.write_text(json.dumps(dict(steps=found, masks_ms=masks_ms), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
