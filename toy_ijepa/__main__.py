@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--masks", default="multiblock", help=f"masks of I-JEPA, one of: {', '.join(STRATEGIES)}")
     p.add_argument("--batch", type=int, default=TrainConfig(steps=1).batch, help="images a step")
     p.add_argument("--lr", type=float, default=TrainConfig(steps=1).lr, help="peak learning rate")
+    p.add_argument("--optimiser", default=TrainConfig(steps=1).optimiser, help="muon or adamw")
     p.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
     p.add_argument("--labels", type=int, help="fit the probes on this many training images (default: all)")
     p.add_argument("--out", type=Path, help="folder to write to (default: a new one under runs/)")
@@ -143,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
     """The main job; returns the exit code. Raises ValueError or OSError for what the caller can mend."""
     begun = time.perf_counter()
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
-    config = TrainConfig(steps=args.steps, minutes=minutes, batch=args.batch, lr=args.lr, precision=args.precision)
+    dials = dict(batch=args.batch, lr=args.lr, optimiser=args.optimiser, precision=args.precision)
+    config = TrainConfig(steps=args.steps, minutes=minutes, **dials)
     for method in args.method:
         lookup(METHODS, method, "method")
     lookup(SIZES, args.size, "size")

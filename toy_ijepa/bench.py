@@ -27,7 +27,7 @@ from toy_ijepa.jepa import IJEPA, LOSSES
 from toy_ijepa.masking import Masks, multiblock
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import SIZES
-from toy_ijepa.training import parameter_groups, uses_bf16
+from toy_ijepa.training import uses_bf16
 
 BATCH, SIDE, PATCH = 128, 32, 4
 SIZE = SIZES["small"]  # 192 wide, 6 deep
@@ -54,7 +54,7 @@ def ours(precision: str, mode: str = "block") -> Step:
     encoder = Encoder(SIDE, PATCH, SIZE.width, SIZE.depth, SIZE.heads)
     narrow = (SIZE.predictor_width, SIZE.predictor_depth, SIZE.predictor_heads)
     model = IJEPA(encoder, Predictor(encoder.grid, SIZE.width, *narrow, mode=mode))
-    optimiser = torch.optim.AdamW(parameter_groups(model), lr=1e-4, fused=True)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
     bf16 = uses_bf16(torch.device("cpu"), precision)
 
