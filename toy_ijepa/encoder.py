@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,8 +64,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(x)
-        if x.device.type == "cpu":
-            # The fused kernel's bf16 backward is several times slower than three plain products on a CPU (make bench).
+        if x.device.type == "cpu" and (q.requires_grad or q.dtype == torch.bfloat16):
+            # On a CPU the fused kernel's backward is slower than three plain products, several times so in bf16.
             x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
         else:
             x = F.scaled_dot_product_attention(q, k, v)
