@@ -53,11 +53,11 @@ def check_tokens_have_no_order(attention):
 
 
 def check_std(initialise):
-    """Weights are drawn around 0 with std 1/sqrt(inputs), cut at two std (which leaves 0.88 of it)."""
+    """Weights are drawn around 0 with std sqrt(2 / (inputs + outputs))."""
     weight = nn.Linear(200, 300).weight
     initialise(weight)
     assert abs(weight.mean().item()) < 0.005
-    assert weight.std().item() == pytest.approx(0.88 * 200**-0.5, rel=0.05)
+    assert weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.03)
 
 
 def test_shapes_and_names(images):

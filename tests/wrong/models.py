@@ -92,4 +92,4 @@ def swapped(target, online, momentum):
 
 def mean_for_std(weight):
     """`trunc_normal_`'s second argument is the mean."""
-    return nn.init.trunc_normal_(weight, weight.shape[1] ** -0.5)
+    return nn.init.trunc_normal_(weight, 0.06)
