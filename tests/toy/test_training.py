@@ -14,7 +14,7 @@ from toy_ijepa import training
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.predictor import Predictor
-from toy_ijepa.probing import features, knn, linear_probe, normalise
+from toy_ijepa.probing import features, knn, normalise
 from toy_ijepa.recipe import build
 from toy_ijepa.shapes import generate
 from toy_ijepa.training import (
@@ -84,20 +84,18 @@ def test_target_moves_after_the_optimiser(pictures):
         assert torch.equal(target, online)
 
 
-def test_training_learns_from_the_pictures_in_seconds():
-    """A seconds-long run on shapes beats the random encoder it started from, under both probes."""
-    train_set, test_set = generate(3000, seed=0), generate(1000, seed=1)
-    model = build("mae", "tiny", 32, 4, seed=0)
-    data = [(s.images, s.factors["shape"]) for s in (train_set, test_set)]
+def test_i_jepa_learns_from_the_pictures_in_seconds():
+    """A seconds-long run on small shapes: nearer neighbours share the class more often than in the random encoder."""
+    train_set, test_set = generate(4000, seed=0, side=16), generate(2000, seed=1, side=16)
+    model = build("ijepa-vc", "tiny", 16, 4, seed=0)
 
-    def scores():
-        (x, y), (q, truth) = [(features(model.probed, images), labels) for images, labels in data]
-        return linear_probe(x, y, q, truth)[0], knn(x, y, q, truth)
+    def score():
+        x, q = (features(model.probed, s.images) for s in (train_set, test_set))
+        return knn(x, train_set.factors["shape"], q, test_set.factors["shape"])
 
-    before = scores()
-    train(model, train_set.images, TrainConfig(steps=250, precision="auto"), progress=False)
-    after = scores()
-    assert after[0] > before[0] + 2
+    before = score()
+    train(model, train_set.images, TrainConfig(steps=300), progress=False)
+    assert score() > before + 2  # measured: 13.1 -> 18.4; the sampling error of 2,000 pictures is 0.8
 
 
 def test_without_stop_gradient_the_features_collapse(pictures):
