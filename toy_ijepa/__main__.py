@@ -38,24 +38,27 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m toy_ijepa",
         description="Pre-train a toy I-JEPA on small images and probe it against pixels, a random encoder and an MAE.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--data", default="shapes", help="shapes (embedded), cifar10, cifar100, stl10 or folder:PATH")
+    p.add_argument(
+        "--data", default="shapes", help="shapes (embedded, default), cifar10, cifar100, stl10 or folder:PATH"
+    )
     length = p.add_mutually_exclusive_group()
     length.add_argument(
         "--minutes", type=float, help=f"training time of each method and seed (default {DEFAULT_MINUTES:g})"
     )
     length.add_argument("--steps", type=int, help="optimiser steps instead: the same seed gives the same loss")
-    p.add_argument("--seed", type=int, nargs="+", default=[0], help="one run of every method for each")
-    p.add_argument("--method", nargs="+", default=["ijepa", "mae"], help=f"any of: {', '.join(METHODS)}")
-    p.add_argument("--size", default="tiny", help=f"one of: {', '.join(SIZES)}")
+    p.add_argument("--seed", type=int, nargs="+", default=[0], help="one run of every method for each (default 0)")
+    p.add_argument(
+        "--method", nargs="+", default=["ijepa", "mae"], help=f"any of: {', '.join(METHODS)} (default ijepa mae)"
+    )
+    p.add_argument("--size", default="tiny", help=f"one of: {', '.join(SIZES)} (default %(default)s)")
     p.add_argument("--image-size", type=int, help="side in pixels to resize to (default: the set's own)")
     p.add_argument("--patch", type=int, help="patch side in pixels (default: 4 up to 48 px, 8 up to 112 px, then 16)")
-    p.add_argument("--masks", default="multiblock", help=f"masks of I-JEPA, one of: {', '.join(STRATEGIES)}")
-    p.add_argument("--batch", type=int, default=TrainConfig(steps=1).batch, help="images a step")
-    p.add_argument("--lr", type=float, default=TrainConfig(steps=1).lr, help="peak learning rate")
-    p.add_argument("--optimiser", default=TrainConfig(steps=1).optimiser, help="muon or adamw")
-    p.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
+    p.add_argument("--masks", default="multiblock", help=f"one of: {', '.join(STRATEGIES)} (default %(default)s)")
+    p.add_argument("--batch", type=int, default=TrainConfig(steps=1).batch, help="images a step (default %(default)s)")
+    p.add_argument("--lr", type=float, default=TrainConfig(steps=1).lr, help="peak learning rate (default %(default)s)")
+    p.add_argument("--optimiser", default=TrainConfig(steps=1).optimiser, help="muon or adamw (default %(default)s)")
+    p.add_argument("--precision", default="auto", help="auto, fp32 or bf16 (default %(default)s)")
     p.add_argument("--labels", type=int, help="fit the probes on this many training images (default: all)")
     p.add_argument("--out", type=Path, help="folder to write to (default: a new one under runs/)")
     return p

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision import datasets
 
 from toy_ijepa import shapes
 from toy_ijepa.folders import SPLITS, DataError, ImageSet, cache_root, from_folder
 
+NAMES = ("shapes", "cifar10", "cifar100", "stl10")
 SHAPES_COUNT = {"train": 20_000, "test": 4_000}
 
 
@@ -35,17 +34,17 @@ def load(name: str, split: str = "train", image_size: int | None = None) -> Imag
         raise DataError(f"image size {image_size} px is not a positive number of pixels")
     if name.startswith("folder:"):
         return from_folder(Path(name.removeprefix("folder:")).expanduser(), split, image_size)
-    if name not in SOURCES:
-        near = difflib.get_close_matches(name.lower(), [*SOURCES, "folder:PATH"], n=1)
+    if name not in NAMES:
+        near = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}choose from {', '.join(SOURCES)}, folder:PATH")
+        raise DataError(f"unknown data set {name!r}: {hint}choose from {', '.join(NAMES)}, folder:PATH")
     known = (*SPLITS, "unlabeled") if name == "stl10" else SPLITS
     if split not in known:
         raise DataError(f"{name} has no split {split!r}: choose from {', '.join(known)}")
     stand_in = Path(os.environ.get("IJEPA_DATA", "")) / name
     if name != "shapes" and os.environ.get("IJEPA_DATA") and stand_in.is_dir():
         return from_folder(stand_in, split, image_size)
-    return SOURCES[name](split, image_size)
+    return from_shapes(split, image_size) if name == "shapes" else from_torchvision(name, split, image_size)
 
 
 def resize(images: Tensor, image_size: int | None) -> Tensor:
@@ -68,32 +67,21 @@ def from_shapes(split: str, image_size: int | None) -> ImageSet:
     return ImageSet(pictures.images, pictures.factors["shape"], tuple(shapes.CLASSES), pictures.factors)
 
 
-def from_torchvision(make: Callable[..., object], name: str, split: str, image_size: int | None) -> ImageSet:
+def from_torchvision(name: str, split: str, image_size: int | None) -> ImageSet:
     """A torchvision set, downloaded and checked by torchvision on first use."""
+    from torchvision import datasets  # a slow import that only these sets need
+
     root = cache_root() / "downloads"
+    part = {"split": split} if name == "stl10" else {"train": split == "train"}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        source = make(root, split)
+        source = getattr(datasets, name.upper())(root, download=True, **part)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"could not fetch {name} ({error}). Put its files under {root}, or set IJEPA_DATA to a folder that holds "
             f"{name}/train/<class>/*.jpg and {name}/test/<class>/*.jpg; --data shapes needs no download"
         ) from error
     array = np.asarray(source.data)
-    images = torch.from_numpy(array if array.shape[1] == 3 else array.transpose(0, 3, 1, 2).copy())
-    labels = torch.as_tensor(np.asarray(getattr(source, "labels", None) if name == "stl10" else source.targets))
+    images = torch.from_numpy(array if name == "stl10" else array.transpose(0, 3, 1, 2).copy())
+    labels = torch.as_tensor(np.asarray(source.labels if name == "stl10" else source.targets))
     return ImageSet(resize(images, image_size), labels.long(), tuple(source.classes))
-
-
-SOURCES: dict[str, Callable[[str, int | None], ImageSet]] = {
-    "shapes": from_shapes,
-    "cifar10": lambda split, size: from_torchvision(
-        lambda root, s: datasets.CIFAR10(root, train=s == "train", download=True), "cifar10", split, size
-    ),
-    "cifar100": lambda split, size: from_torchvision(
-        lambda root, s: datasets.CIFAR100(root, train=s == "train", download=True), "cifar100", split, size
-    ),
-    "stl10": lambda split, size: from_torchvision(
-        lambda root, s: datasets.STL10(root, split=s, download=True), "stl10", split, size
-    ),
-}
