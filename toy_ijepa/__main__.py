@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import platform
 import shlex
 import sys
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from toy_ijepa import imagination, plots, probing, weights
 from toy_ijepa.data import ImageSet, load
@@ -69,8 +69,11 @@ def fresh_folder(out: Path | None, data: str) -> Path:
     if out is None:
         stem = data.removeprefix("folder:").strip("/").replace("/", "-") or "folder"
         out = next(p for n in range(1, 10_000) if not (p := Path("runs") / f"{stem}-{n:03d}").exists())
-    if (out / "metrics.json").exists():
+    if any((out / name).exists() for name in ("metrics.json", "history.csv", "encoder.safetensors")):
         raise ValueError(f"{out} already holds a run; choose another --out (nothing was changed)")
+    source = Path(data.removeprefix("folder:")).expanduser().resolve()
+    if data.startswith("folder:") and out.resolve().is_relative_to(source):
+        raise ValueError(f"--out {out} lies inside the pictures' folder; its figures would become pictures")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -122,106 +125,171 @@ def table(probes: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(out: Path, data: ImageSet, models: dict[str, nn.Module], histories: dict[str, History], seed: int) -> None:
-    """Write the figures: masks, curves, t-SNE and, for I-JEPA, what it imagined."""
-    plots.training_curves(histories).savefig(out / "curves.png", dpi=110)
-    generator = torch.Generator().manual_seed(seed)
-    some = torch.randperm(len(data), generator=generator)
-    for name, model in models.items():
-        if not isinstance(model, IJEPA):
-            continue
-        grid, images = model.encoder.grid, data.images[some[:6]]
-        drawn = strategy("multiblock")(len(images), grid, generator=generator)
-        plots.masks(images, drawn, grid).savefig(out / "masks.png", dpi=110)
-        shelf = imagination.gallery(model, data.images[some[6:506]])
-        patches, _ = imagination.imagine(model, images, drawn, shelf)
-        plots.imagination(images, drawn, patches, model.encoder.patch).savefig(out / f"imagination-{name}.png", dpi=110)
-    if data.classes:
+@dataclass
+class Job:
+    """What is fixed before training starts, and what has been found so far."""
+
+    args: argparse.Namespace
+    config: TrainConfig
+    dial: dict[str, Any]  #  size, image_size, patch
+    data: tuple[ImageSet, ImageSet]
+    labelled: tuple[ImageSet, ImageSet] | None  #  what the probes use; None without classes
+    out: Path
+    begun: float = field(default_factory=time.perf_counter)
+    scores: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    diagnostics: dict[str, list[dict]] = field(default_factory=dict)
+    training: dict[str, list[dict]] = field(default_factory=dict)
+    models: dict[str, nn.Module] = field(default_factory=dict)  #  of the first seed
+    histories: dict[str, History] = field(default_factory=dict)
+
+    def probe(self, name: str, encoder: Encoder, seed: int) -> None:
+        """Add an encoder's scores, if there are classes."""
+        if self.labelled:
+            self.scores.setdefault(name, []).append(probe_encoder(encoder, self.labelled, seed))
+
+    def write_metrics(self) -> dict[str, dict]:
+        """Write all that is known so far to metrics.json; returns the summary of the probes."""
+        order = [*BASELINES, *self.args.method]
+        probes = {name: summary(self.scores[name]) for name in order if name in self.scores}
+        first = self.training[self.args.method[0]]
+        settings = {k: v for k, v in asdict(self.config).items() if k != "seed"}
+        metrics = dict(
+            command=shlex.join(["python", "-m", "toy_ijepa", *sys.argv[1:]]),
+            data=self.args.data,
+            seconds=round(mean(t["seconds"] for t in first), 1),
+            images_per_second=round(sum(t["images"] for t in first) / sum(t["seconds"] for t in first), 1),
+            probes=probes,
+            diagnostics=self.diagnostics,
+            training=self.training,
+            settings=dict(**self.dial, masks=self.args.masks, seeds=self.args.seed, **settings),
+            machine=dict(threads=torch.get_num_threads(), processor=platform.machine(), torch=torch.__version__),
+            job_seconds=round(time.perf_counter() - self.begun, 1),
+        )
+        part = self.out / "metrics.json.part"
+        part.write_text(json.dumps(plain(metrics), indent=2, allow_nan=False) + "\n")
+        part.replace(self.out / "metrics.json")
+        return probes
+
+    def draw(self) -> None:
+        """Write the figures: masks, curves, t-SNE and, for I-JEPA, what it imagined."""
+        seed, test = self.args.seed[0], self.data[1]
+        plots.training_curves(self.histories).savefig(self.out / "curves.png", dpi=110)
+        generator = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(test), generator=generator)
+        images, shelf_images = test.images[some[:6]], spread(self.data[0].images, 500)
+        for name, model in self.models.items():
+            if isinstance(model, IJEPA):
+                drawn = model.sample(len(images), model.encoder.grid, generator=generator)
+                plots.masks(images, drawn, model.encoder.grid).savefig(self.out / "masks.png", dpi=110)
+                shelf = imagination.gallery(model, shelf_images)
+                patches, _ = imagination.imagine(model, images, drawn, shelf)
+                figure = plots.imagination(images, drawn, patches, model.encoder.patch)
+                figure.savefig(self.out / f"imagination-{name}.png", dpi=110)
         few = some[:1000]
-        maps = {"pixels": probing.pixel_features(data.images[few])}
-        maps |= {name: probing.features(model.probed, data.images[few]) for name, model in models.items()}
-        plots.tsne(maps, data.labels[few], data.classes, seed).savefig(out / "tsne.png", dpi=110)
+        if test.classes and len(few) >= 20:
+            maps = {"pixels": probing.pixel_features(test.images[few])}
+            maps |= {name: probing.features(model.probed, test.images[few]) for name, model in self.models.items()}
+            plots.tsne(maps, test.labels[few], test.classes, seed).savefig(self.out / "tsne.png", dpi=110)
 
 
-def run(args: argparse.Namespace) -> int:
-    """The main job; returns the exit code. Raises ValueError or OSError for what the caller can mend."""
-    begun = time.perf_counter()
-    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
-    dials = dict(batch=args.batch, lr=args.lr, optimiser=args.optimiser, precision=args.precision)
-    config = TrainConfig(steps=args.steps, minutes=minutes, **dials)
+def spread(images: Tensor, count: int) -> Tensor:
+    """At most `count` of the images, evenly spaced: folders are sorted by class."""
+    return images[:: max(len(images) // count, 1)][:count]
+
+
+def plain(value: Any) -> Any:
+    """The same with None for what JSON cannot hold (nan, inf)."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Raise ValueError for an unknown or repeated name or a seed out of range, before anything is loaded."""
     for method in args.method:
         lookup(METHODS, method, "method")
     lookup(SIZES, args.size, "size")
     strategy(args.masks)
+    for what, values in (("--seed", args.seed), ("--method", args.method)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{what} {' '.join(map(str, values))} names one twice")
+    if not all(0 <= seed < 2**32 for seed in args.seed):
+        raise ValueError(f"--seed {' '.join(map(str, args.seed))} is not within 0 and 4294967295")
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """Check everything that can be checked before training, then make the folder to write to."""
+    check_names(args)
+    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
+    dials = dict(batch=args.batch, lr=args.lr, optimiser=args.optimiser, precision=args.precision)
+    config = TrainConfig(steps=args.steps, minutes=minutes, **dials)
     data = load(args.data, "train", args.image_size), load(args.data, "test", args.image_size)
     side = data[0].images.shape[-1]
     if data[0].images.shape[-2] != side or data[1].images.shape[1:] != data[0].images.shape[1:]:
         raise ValueError("training and test pictures differ in size or are not square; give --image-size")
-    patch = args.patch or default_patch(side)
-    dial = dict(size=args.size, image_size=side, patch=patch)
-    for method in args.method:  # one draw of the masks before any training: too small a grid is said now
-        if isinstance(model := build(method, seed=0, masks=args.masks, **dial), IJEPA):
-            model.sample(config.batch, model.encoder.grid, generator=torch.Generator().manual_seed(0))
+    if len(data[0]) < 2 or len(data[1]) < 2:
+        raise ValueError(f"{len(data[0])} training and {len(data[1])} test pictures are too few; at least 2 of each")
+    dial = dict(size=args.size, image_size=side, patch=default_patch(side) if args.patch is None else args.patch)
+    for method in args.method:  # one loss of a fresh model: a grid too small for the masks is said now
+        model = build(method, seed=0, masks=args.masks, **dial)
+        with torch.no_grad():
+            model.step_loss(probing.normalise(data[0].images[:2]), torch.Generator().manual_seed(0))
     labelled = probed_part(data, args.labels)
-    out = fresh_folder(args.out, args.data)
-    print(f"{args.data}: {len(data[0])} training and {len(data[1])} test pictures of {side} px; writing to {out}")
+    return Job(args, config, dial, data, labelled, fresh_folder(args.out, args.data))
 
-    models: dict[str, nn.Module] = {}
-    histories: dict[str, History] = {}
-    training: dict[str, list[dict]] = {method: [] for method in args.method}
-    scores: dict[str, list[dict[str, float]]] = {}
-    diagnostics: dict[str, list[dict]] = {}
+
+def train_one(job: Job, method: str, seed: int) -> bool:
+    """Train, save and probe one method from one seed. False if it was interrupted (weights and history are saved)."""
+    print(f"{method}, seed {seed}: {METHODS[method]}")
+    first = (method, seed) == (job.args.method[0], job.args.seed[0])
+    where = job.out if first else job.out / f"{method}-seed{seed}"
+    where.mkdir(exist_ok=True)
+    model = build(method, seed=seed, masks=job.args.masks, **job.dial)
+    try:
+        history = train(model, job.data[0].images, replace(job.config, seed=seed))
+    except NonFiniteLossError as error:
+        error.history.save(where / "history.csv")
+        raise
+    history.save(where / "history.csv")
+    about = dict(method=method, data=job.args.data, seed=seed, images=history.images, ended=history.ended)
+    weights.save_encoder(model.probed, where / "encoder.safetensors", about)
+    if history.ended == "interrupted":
+        print(f"interrupted: the weights of this moment are kept in {where / 'encoder.safetensors'}")
+        return False
+    with torch.no_grad():
+        found = health(model.probed(probing.normalise(spread(job.data[1].images, 1000))))
+    job.diagnostics.setdefault(method, []).append(asdict(found))
+    timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images, steps=history.steps)
+    job.training.setdefault(method, []).append(timing | dict(loss=history.rows[-1]["loss"]))
+    job.probe(method, model.probed, seed)
+    if seed == job.args.seed[0]:
+        job.models[method], job.histories[method] = model, history
+    job.write_metrics()
+    return True
+
+
+def run(args: argparse.Namespace) -> int:
+    """The main job; returns the exit code. Raises ValueError or OSError for what the caller can mend."""
+    job = prepare(args)
+    train_set, test_set = job.data
+    side = job.dial["image_size"]
+    print(f"{args.data}: {len(train_set)} training, {len(test_set)} test pictures of {side} px; writing to {job.out}")
+    if job.labelled:
+        job.scores = {name: [scores] for name, scores in probe_pixels(job.labelled, args.seed[0]).items()}
     for seed in args.seed:
-        if labelled:
-            scores.setdefault("random", []).append(probe_encoder(build_encoder(seed=seed, **dial), labelled, seed))
+        job.probe("random", build_encoder(seed=seed, **job.dial), seed)
         for method in args.method:
-            print(f"{method}, seed {seed}: {METHODS[method]}")
-            model = build(method, seed=seed, masks=args.masks, **dial)
-            where = out if (method, seed) == (args.method[0], args.seed[0]) else out / f"{method}-seed{seed}"
-            where.mkdir(exist_ok=True)
-            history = train(model, data[0].images, TrainConfig(**{**asdict(config), "seed": seed}))
-            history.save(where / "history.csv")
-            about = dict(method=method, data=args.data, seed=seed, images=history.images, ended=history.ended)
-            weights.save_encoder(model.probed, where / "encoder.safetensors", about)
-            if history.ended == "interrupted":
-                print(f"interrupted: the weights of this moment are kept in {where / 'encoder.safetensors'}")
+            if not train_one(job, method, seed):
                 return 130
-            with torch.no_grad():
-                found = asdict(health(model.probed(probing.normalise(data[1].images[:1000]))))
-            diagnostics.setdefault(method, []).append(found)
-            timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images)
-            training[method].append(timing | dict(steps=history.images // config.batch, loss=history.rows[-1]["loss"]))
-            if labelled:
-                scores.setdefault(method, []).append(probe_encoder(model.probed, labelled, seed))
-            if seed == args.seed[0]:
-                models[method], histories[method] = model, history
-    probes = {}
-    if labelled:
-        pixels = probe_pixels(labelled, args.seed[0])
-        probes = {name: summary([value]) for name, value in pixels.items()}
-        probes |= {name: summary(values) for name, values in scores.items()}
-    first = training[args.method[0]]
-    metrics = dict(
-        command=shlex.join(["python", "-m", "toy_ijepa", *sys.argv[1:]]),
-        data=args.data,
-        seconds=round(mean(t["seconds"] for t in first), 1),
-        images_per_second=round(sum(t["images"] for t in first) / sum(t["seconds"] for t in first), 1),
-        probes=probes,
-        diagnostics=diagnostics,
-        training=training,
-        settings=dict(
-            **dial, masks=args.masks, seeds=args.seed, **{k: v for k, v in asdict(config).items() if k != "seed"}
-        ),
-        machine=dict(threads=torch.get_num_threads(), processor=platform.machine(), torch=torch.__version__),
-        job_seconds=round(time.perf_counter() - begun, 1),
-    )
-    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    probes = job.write_metrics()
     if probes:
-        print(f"\naccuracy in % on {len(labelled[1])} test pictures, frozen features\n{table(probes)}")
+        print(f"\naccuracy in % on {len(test_set)} test pictures, frozen features\n{table(probes)}")
     else:
         print("no classes in this folder: nothing to probe")
-    draw(out, data[1], models, histories, args.seed[0])
-    print(f"\npictures, curves, weights and metrics.json are in {out}")
+    job.draw()
+    print(f"\npictures, curves, weights and metrics.json are in {job.out}")
     return 0
 
 
@@ -238,27 +306,20 @@ def probed_part(data: tuple[ImageSet, ImageSet], labels: int | None) -> tuple[Im
     return ImageSet(train_set.images[some], train_set.labels[some], train_set.classes), test_set
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def main() -> int:
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     args = parser().parse_args()
     try:
         return run(args)
     except NonFiniteLossError as error:
-        tqdm.write(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {error}", file=sys.stderr)
         return 3
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was finished before is kept", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ def effective_rank(features: Tensor) -> float:
     Source: Roy & Vetterli 2007, "The effective rank", taken on eigenvalues (variances).
     """
     x = features.float() - features.float().mean(0)
+    if not x.isfinite().all():
+        return math.nan
     variance = torch.linalg.svdvals(x).square()
     if variance.sum() <= 1e-12:
         return 1.0

@@ -128,12 +128,13 @@ class Encoder(nn.Module):
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens before the first block: patch embedding + position, then only those of `keep` (B, K)."""
-        x = self.patch_embed(images)  #                (B, N, D)
-        if x.shape[1] != self.pos_embed.shape[0]:
+        found = grid_size(tuple(images.shape[2:]), self.patch)
+        if found != self.grid:
             raise ValueError(
-                f"image {tuple(images.shape[2:])} px gives {x.shape[1]} patches, the encoder was built for "
-                f"{self.grid[0]}x{self.grid[1]}"
+                f"image {images.shape[2]}x{images.shape[3]} px gives {found[0]}x{found[1]} patches, the encoder was "
+                f"built for {self.grid[0]}x{self.grid[1]}"
             )
+        x = self.patch_embed(images)  #                (B, N, D)
         x = x + self.pos_embed
         # The patches that are not kept leave here, before any token has seen another: nothing hidden can leak.
         return x if keep is None else gather_tokens(x, keep)  # (B, K, D)

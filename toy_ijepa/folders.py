@@ -22,6 +22,8 @@ from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = ("train", "test")
+EXIF_ORIENTATION = 0x0112
+MOST_BYTES = 4_000_000_000  # of one split at the pictures' own size
 MIXED_SIDE = 32  # px: the side that pictures of different sizes are brought to if the caller names none
 
 
@@ -36,7 +38,7 @@ class ImageSet:
     images   uint8 (S, 3, H, W), RGB
     labels   int64 (S,), class numbers; all -1 where the source has no classes
     classes  their names, empty where there are none
-    factors  of `shapes` only: every generating factor, (S,)
+    factors  of `shapes` only: every generating factor, (S,) or (S, objects)
     skipped  files that could not be read, with the reason
     """
 
@@ -56,11 +58,29 @@ def cache_root() -> Path:
     return Path(os.environ.get("IJEPA_CACHE") or Path(home) / "ijepa")
 
 
-def find(root: Path, split: str) -> tuple[list[Path], list[str]]:
-    """Image files of a split, sorted, and the class name of each ("" where there are no class folders).
+def pictures_below(base: Path) -> list[tuple[Path, str]]:
+    """Image files below a folder, sorted, with the class each belongs to: the first sub-folder, or "" for none.
+
+    Follows links; leaves out what is hidden. Raises DataError if some lie in class folders and some do not.
+    """
+    found = []
+    for folder, below, names in os.walk(base, followlinks=True):
+        below[:] = sorted(d for d in below if not d.startswith("."))
+        inside = Path(folder).relative_to(base).parts
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                found.append((Path(folder) / name, inside[0] if inside else ""))
+    loose = sum(label == "" for _, label in found)
+    if 0 < loose < len(found):
+        raise DataError(f"{loose} pictures lie loose in {base} beside class folders; put each into a class folder")
+    return sorted(found)
+
+
+def find(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
+    """Image files of a split with the class of each, and the names of all classes of the *whole* source.
 
     root/{train,test} is used where it exists; else every fifth file of each class is the test split.
-    Raises DataError for a missing or empty folder.
+    Raises DataError for a missing or empty folder, too few pictures, or a test class that training does not have.
     """
     if not root.is_dir():
         raise DataError(f"no folder {root}; --data folder:PATH needs one that holds pictures")
@@ -68,84 +88,121 @@ def find(root: Path, split: str) -> tuple[list[Path], list[str]]:
         raise DataError(f"a folder has no split {split!r}: choose from {', '.join(SPLITS)}")
     divided = (root / "train").is_dir()
     base = root / split if divided else root
-    files = sorted(p for p in base.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()) if base.is_dir() else []
+    files = pictures_below(base) if base.is_dir() else []
     if not files:
         raise DataError(f"no pictures in {base}: expected {', '.join(SUFFIXES)}, in one folder a class or loose")
-    names = [p.relative_to(base).parts[0] if p.parent != base else "" for p in files]
+    classes = tuple(sorted({label for _, label in (pictures_below(root / "train") if divided else files)} - {""}))
+    if unknown := {label for _, label in files} - {"", *classes}:
+        raise DataError(f"{base} has a class {min(unknown)!r} that {root / 'train'} does not")
     if not divided:
         seen: Counter[str] = Counter()
-        keep = []
-        for label in names:
-            keep.append((seen[label] % 5 == 4) == (split == "test"))
+        kept = []
+        for file, label in files:
+            if (seen[label] % 5 == 4) == (split == "test"):
+                kept.append((file, label))
             seen[label] += 1
-        files = [f for f, k in zip(files, keep, strict=True) if k]
-        names = [n for n, k in zip(names, keep, strict=True) if k]
+        files = kept
         if not files:
             raise DataError(f"too few pictures in {base} to set a test split aside: at least five a class are needed")
-    return files, names
+    return files, classes
 
 
 def read_picture(path: Path) -> Image.Image:
-    """One picture as 8-bit RGB, turned upright: first frame of an animation, 16 bit scaled, transparency on white.
+    """One picture as 8-bit RGB, turned upright: first frame of an animation, transparency on white.
 
-    Raises OSError (unreadable or truncated), ValueError or Image.DecompressionBombError.
+    16 bit grey is divided by 257; grey of 32 bit is taken for 16 bit values, of floats for values in [0, 1].
+    Raises whatever the decoder raises for a broken file.
     """
     with Image.open(path) as picture:
         picture.load()
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
             # TRAP: PIL's convert clips 16 bit at 255: nearly every pixel becomes white.
-            values = np.asarray(picture, dtype=np.float64)
-            top = 65535.0 if values.max() > 255 else 255.0
-            picture = Image.fromarray((values * (255.0 / top)).clip(0, 255).round().astype(np.uint8))
+            values = np.asarray(picture, dtype=np.float64) * (255.0 if picture.mode == "F" else 1 / 257)
+            picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("RGB")
 
 
+def read_size(path: Path) -> tuple[int, int] | None:
+    """Width and height in pixels after turning upright, from the header alone; None if there is no telling."""
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
+            return picture.size[::-1] if turned else picture.size
+    except Exception:  # whatever is wrong with the file, `read_array` says it
+        return None
+
+
 def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
     """One picture (3, H, W) uint8, brought to image_size if given; or the reason why it cannot be read."""
     try:
         picture = read_picture(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path.name}: {error}"
+    except Exception as error:  # decoders of broken files raise anything, struct.error and TypeError among it
+        return f"{path.name}: {error or type(error).__name__}"
     if image_size is not None and picture.size != (image_size, image_size):
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def fingerprint(files: list[Path], root: Path, image_size: int | None) -> str:
-    """A hash of names, sizes and times of the files, and of the size asked for: changes when the source does."""
+def common_size(files: list[Path], image_size: int | None) -> int | None:
+    """The side to bring the pictures to: image_size, None for their own if it is one and fits in memory.
+
+    Raises DataError if pictures at their own size would take more than MOST_BYTES.
+    """
+    if image_size is not None:
+        return image_size
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sizes = Counter(size for size in pool.map(read_size, files) if size)
+    if len(sizes) > 1:
+        message = f"pictures of {len(sizes)} different sizes are brought to {MIXED_SIDE} px; --image-size chooses"
+        warnings.warn(message, stacklevel=4)
+        return MIXED_SIDE
+    for width, height in sizes:
+        if (needed := 3 * width * height * len(files)) > MOST_BYTES:
+            raise DataError(
+                f"{len(files)} pictures of {width}x{height} px need {needed / 1e9:.0f} GB; give --image-size"
+            )
+    return None
+
+
+def fingerprint(files: list[Path], classes: tuple[str, ...], root: Path, image_size: int | None) -> str:
+    """A hash of names, sizes and times of the files, of the classes and the size asked for: changes with the source."""
     lines = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join([f"v1 {image_size}", *lines]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([f"v2 {image_size} {classes}", *lines]).encode()).hexdigest()
 
 
 def from_folder(root: Path, split: str, image_size: int | None) -> ImageSet:
     """Pictures of a folder: class sub-folders or none; decoded once, then read from the cache while nothing changes."""
-    files, names = find(root, split)
-    mark = fingerprint(files, root, image_size)
+    files, classes = find(root, split)
+    paths = [path for path, _ in files]
+    mark = fingerprint(paths, classes, root, image_size)
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
     cached = cache_root() / "decoded" / f"{root.name}-{place}-{split}-{image_size or 'own'}.safetensors"
-    known = read_cache(cached, mark)
-    if known is not None:
-        return known
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        arrays = list(pool.map(lambda f: read_array(f, image_size), files))
-        if len({a.shape for a in arrays if not isinstance(a, str)}) > 1:  # pictures of different sizes
-            arrays = list(pool.map(lambda f: read_array(f, MIXED_SIDE), files))
-    skipped = tuple(a for a in arrays if isinstance(a, str))
-    good = [(a, n) for a, n in zip(arrays, names, strict=True) if not isinstance(a, str)]
-    if not good:
-        raise DataError(f"none of the {len(files)} pictures in {root} could be read; the first: {skipped[0]}")
-    if skipped:
-        warnings.warn(f"{len(skipped)} of {len(files)} pictures skipped; the first: {skipped[0]}", stacklevel=2)
-    classes = tuple(sorted({n for n in names if n}))
-    number = {n: i for i, n in enumerate(classes)} | {"": -1}
-    images = torch.from_numpy(np.stack([a for a, _ in good]))
-    result = ImageSet(images, torch.tensor([number[n] for _, n in good]), classes, {}, skipped)
-    write_cache(cached, mark, result)
+    result = read_cache(cached, mark)
+    if result is None:
+        result = decode(files, classes, common_size(paths, image_size))
+        write_cache(cached, mark, result)
+    if result.skipped:
+        warnings.warn(
+            f"{len(result.skipped)} of {len(files)} pictures skipped; the first: {result.skipped[0]}", stacklevel=2
+        )
     return result
+
+
+def decode(files: list[tuple[Path, str]], classes: tuple[str, ...], image_size: int | None) -> ImageSet:
+    """Read the pictures, of one size; those that cannot be read are left out and named."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        arrays = list(pool.map(lambda file: read_array(file[0], image_size), files))
+    skipped = tuple(a for a in arrays if isinstance(a, str))
+    good = [(a, label) for a, (_, label) in zip(arrays, files, strict=True) if not isinstance(a, str)]
+    if not good:
+        raise DataError(f"none of the {len(files)} pictures could be read; the first: {skipped[0]}")
+    number = {name: i for i, name in enumerate(classes)} | {"": -1}
+    images = torch.from_numpy(np.stack([a for a, _ in good]))
+    return ImageSet(images, torch.tensor([number[label] for _, label in good]), classes, {}, skipped)
 
 
 def read_cache(path: Path, mark: str) -> ImageSet | None:

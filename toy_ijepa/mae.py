@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toy_ijepa.encoder import Encoder
+from toy_ijepa.encoder import Encoder, init_weights
 from toy_ijepa.masking import random
 from toy_ijepa.patches import patchify
 from toy_ijepa.predictor import Predictor
@@ -32,6 +32,7 @@ class MAE(nn.Module):
         self.encoder = encoder
         self.decoder = Predictor(encoder.grid, encoder.width, width, depth, heads, mode="joint")
         self.decoder.proj = nn.Linear(width, encoder.patch_embed.proj.in_features)
+        init_weights(self.decoder.proj)
         self.hidden = hidden
 
     @property

@@ -85,10 +85,13 @@ def first(allowed: Tensor, count: int, generator: torch.Generator | None = None)
     return allowed.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-def check(batch: int, grid: Grid, **ranges: Range) -> None:
-    """Raise ValueError unless there is a batch, a grid, and every range is 0 < low <= high (scales at most 1)."""
-    if batch < 1 or min(grid) < 1:
-        raise ValueError(f"cannot draw masks for a batch of {batch} on a {grid[0]}x{grid[1]} grid")
+def check(batch: int, grid: Grid, targets: int, min_context: int | None, **ranges: Range) -> None:
+    """Raise ValueError unless all counts are at least 1 and every range is 0 < low <= high (scales at most 1)."""
+    if min(batch, *grid, targets, 1 if min_context is None else min_context) < 1:
+        raise ValueError(
+            f"cannot draw {targets} targets and a context of at least {min_context} patches for a batch of {batch} "
+            f"on a {grid[0]}x{grid[1]} grid: all must be at least 1"
+        )
     for name, (low, high) in ranges.items():
         top = 1.0 if "scale" in name else float("inf")
         if not 0 < low <= high <= top:
@@ -118,7 +121,8 @@ def multiblock(
     Raises ValueError if a range is wrong or the targets leave too little context on this grid.
     Source: Assran et al. 2023, arXiv:2301.08243, section 3 and appendix A.1.
     """
-    check(batch, grid, target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
+    ranges = dict(target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
+    check(batch, grid, targets, min_context, **ranges)
     size = block_size(grid, uniform(*target_scale, generator), uniform(*target_aspect, generator))
     side = uniform(*context_scale, generator) ** 0.5
     outer = max(round(grid[0] * side), 1), max(round(grid[1] * side), 1)
@@ -177,7 +181,7 @@ def random(
     batch: int, grid: Grid, *, target_scale: Range = (0.6, 0.6), generator: torch.Generator | None = None
 ) -> Masks:
     """Scattered patches as one target "block", the others as context: the paper's "random" ablation (table 6)."""
-    check(batch, grid, target_scale=target_scale)
+    check(batch, grid, 1, None, target_scale=target_scale)
     N = grid[0] * grid[1]
     hidden = round(N * uniform(*target_scale, generator))
     if not 0 < hidden < N:
@@ -201,10 +205,12 @@ def released(
 
     Its three flaws are kept: one random number sets size *and* shape; corners exclude the last place, so the last row
     and column are never used; contexts are cut in raster order, so the bottom rows are starved. A fourth, the endless
-    loop on small grids, becomes a ValueError.
+    loop on small grids, becomes a ValueError. Not kept: after 20 failures the released code lets the context overlap a
+    target; here the image is drawn again.
     Source: facebookresearch/ijepa, src/masks/multiblock.py, described in words and written anew.
     """
-    check(batch, grid, target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
+    ranges = dict(target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
+    check(batch, grid, targets, min_context, **ranges)
     h, w = grid
     u = torch.rand((), generator=generator).item()
     scale, aspect = (low + (high - low) * u for low, high in (target_scale, target_aspect))

@@ -27,7 +27,7 @@ def normalise(images: Tensor) -> Tensor:
 def features(encoder: Encoder, images: Tensor, last: int = 1, batch: int = 500) -> Tensor:
     """Average-pooled features of uint8 images (S, C, H, W): (S, F), float32.
 
-    last  how many of the last blocks to use, each normalised and pooled, concatenated: F = last * D
+    last  how many of the last blocks to use, each normalised and pooled, concatenated: F = last * D (at most depth * D)
     """
     device = next(encoder.parameters()).device
     training, pooled = encoder.training, []
@@ -39,8 +39,14 @@ def features(encoder: Encoder, images: Tensor, last: int = 1, batch: int = 500) 
     return torch.cat(pooled)
 
 
-def pixel_features(images: Tensor) -> Tensor:
-    """The images themselves, flattened: (S, C*H*W)."""
+def pixel_features(images: Tensor, most: int = 32) -> Tensor:
+    """The uint8 images themselves, flattened: (S, C*H*W); those larger than `most` px are first shrunk to it.
+
+    A linear probe on the 150,528 numbers of a 224 px image would need gigabytes and overfit.
+    """
+    if max(images.shape[2:]) > most:
+        chunks = images.split(500)
+        images = torch.cat([F.interpolate(c.float(), size=(most, most), mode="area") for c in chunks])
     return normalise(images).flatten(1)
 
 

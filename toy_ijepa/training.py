@@ -61,9 +61,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give the length of the run either in steps or in minutes")
-        if (self.steps if self.minutes is None else self.minutes) <= 0:
+        length = self.steps if self.minutes is None else self.minutes
+        if not (math.isfinite(length) and length > 0):
             raise ValueError(f"a run of {self.steps} steps / {self.minutes} minutes is too short")
-        if self.batch < 2 or self.lr <= 0:
+        if self.batch < 2 or not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"batch {self.batch} must be at least 2 and lr {self.lr} above 0")
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"crop {self.crop} is not a range within (0, 1]")
@@ -75,10 +76,11 @@ class TrainConfig:
 
 @dataclass
 class History:
-    """Rows of measurements along a run, and how it ended ("done" or "interrupted")."""
+    """Rows of measurements along a run, and how it ended ("done", "interrupted" or "diverged")."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
     ended: str = "done"
+    steps: int = 0
     images: int = 0
     seconds: float = 0.0  #  of the clock
     cpu_seconds: float = 0.0  #  of all cores together: comparable when the machine is busy
@@ -99,7 +101,9 @@ class History:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became infinite or not a number; the weights are those before that step."""
+    """The loss or the features became infinite or not a number; `history` is the run up to there."""
+
+    history: History
 
 
 def uses_bf16(device: torch.device, precision: str = "auto") -> bool:
@@ -177,6 +181,8 @@ def set_schedules(optimisers: list[torch.optim.Optimizer], config: TrainConfig, 
 def watch(model: Method, images: Tensor, warned: set[str]) -> dict[str, float]:
     """Feature std, effective rank and share of position on uint8 images; warns of each kind of collapse once."""
     found = health(model.probed(normalise(images)))
+    if not math.isfinite(found.rank):
+        raise NonFiniteLossError("the features are no longer finite numbers")
     for kind, message in found.warnings().items():
         if kind not in warned:
             warned.add(kind)
@@ -188,7 +194,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
 
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
-    Raises NonFiniteLossError, with the weights of the step before, and ValueError for fewer than two images.
+    Raises NonFiniteLossError when the numbers blow up, and ValueError for fewer than two images.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image is too few to train on")
@@ -198,13 +204,13 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
     bf16 = uses_bf16(device, config.precision)
     watched = images[:: max(len(images) // WATCHED, 1)][:WATCHED].to(device)
     history, losses, warned = History(), [], set()
-    start, cpu_start, step = time.perf_counter(), time.process_time(), 0
+    start, cpu_start = time.perf_counter(), time.process_time()
     bar = tqdm(total=100, disable=not progress, bar_format="{percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]")
     try:
         for index in batches(len(images), config.batch, generator):
             elapsed = time.perf_counter() - start
-            done = step / config.steps if config.steps else elapsed / (60 * config.minutes)
-            if done >= 1.0:
+            done = history.steps / config.steps if config.steps else elapsed / (60 * config.minutes)
+            if done >= 1.0 and history.steps:
                 break
             lr, decay = set_schedules(optimisers, config, done)
             batch = augment(normalise(images[index].to(device)), config.crop, config.flip, generator)
@@ -212,18 +218,16 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
                 loss = model.step_loss(batch, generator)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise NonFiniteLossError(
-                    f"the loss is {losses[-1]} at step {step}; the weights of the step before are kept. "
-                    f"Try a lower learning rate than {config.lr}, a longer warm-up, or precision fp32"
-                )
+                raise NonFiniteLossError(f"the loss is {losses[-1]}")
             loss.backward()
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad()
             momentum = model.after_step(done)
-            step, history.images = step + 1, history.images + len(index)
+            history.steps += 1
+            history.images += len(index)
             if not history.rows or done - history.rows[-1]["progress"] >= 1 / ROWS:
-                row = dict(step=step, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
+                row = dict(step=history.steps, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
                 row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, warned))
                 row["images_per_second"] = history.images / (time.perf_counter() - start)
                 history.rows.append(row)
@@ -233,6 +237,12 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
         bar.update(100 - bar.n)
     except KeyboardInterrupt:
         history.ended = "interrupted"
+    except NonFiniteLossError as error:
+        history.ended = "diverged"
+        told = f"{error} at step {history.steps}: try a lower learning rate than {config.lr}, a longer warm-up, or fp32"
+        failure = NonFiniteLossError(told)
+        failure.history = history
+        raise failure from error
     finally:
         history.seconds, history.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         bar.close()

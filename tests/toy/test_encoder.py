@@ -158,3 +158,5 @@ def test_bad_input(images):
         Attention(32, 3)
     with pytest.raises(ValueError, match="built for 4x6"):
         build()(torch.randn(1, 3, 16, 16))
+    with pytest.raises(ValueError, match="gives 6x4 patches"):
+        build()(torch.randn(1, 3, W, H))  # as many patches, in other places

@@ -64,6 +64,13 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
     assert folders.read_array(files[-1], None).min() == 255  # transparency lies on white
 
 
+def test_dark_16_bit_stays_dark_and_floats_are_shares(tmp_path):
+    Image.fromarray(np.full((4, 4), 255, dtype=np.uint16)).save(tmp_path / "dark.png")
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "half.tiff")
+    assert folders.read_array(tmp_path / "dark.png", None).max() == 1
+    assert folders.read_array(tmp_path / "half.tiff", None).min() == 128
+
+
 def test_rotated_picture_is_turned_upright(tmp_path):
     picture = Image.new("RGB", (8, 4))
     picture.paste((255, 255, 255), (0, 0, 4, 4))  # left half white
@@ -83,13 +90,47 @@ def test_unreadable_and_truncated_are_skipped_counted_and_named(tree):
     (tree / "train" / "bees" / "8.png").write_text("not a picture")
     with pytest.warns(UserWarning, match="2 of 9 pictures skipped"):
         train = load(f"folder:{tree}")
+    with pytest.warns(UserWarning, match="2 of 9 pictures skipped"):
+        load(f"folder:{tree}")  # from the cache: said again
     assert len(train) == 7
     assert {s.split(":")[0] for s in train.skipped} == {"7.jpg", "8.png"}
 
 
+def test_classes_are_numbered_once_for_both_splits(tree):
+    """A class that the test split lacks must not shift the others."""
+    paint(tree / "train" / "aardvarks" / "0.png", (0, 255, 0))
+    train, test = load(f"folder:{tree}"), load(f"folder:{tree}", "test")
+    assert train.classes == test.classes == ("aardvarks", "ants", "bees")
+    assert set(test.labels.tolist()) == {1, 2}
+    paint(tree / "test" / "wasps" / "0.png")
+    with pytest.raises(ValueError, match="class 'wasps' that"):
+        load(f"folder:{tree}", "test")
+
+
+def test_links_are_followed_and_hidden_folders_are_not(tree, tmp_path):
+    paint(tmp_path / "elsewhere" / "0.png", (0, 255, 0))
+    (tree / "train" / "cats").symlink_to(tmp_path / "elsewhere")
+    paint(tree / "train" / ".thumbnails" / "0.png")
+    assert load(f"folder:{tree}").classes == ("ants", "bees", "cats")
+
+
+def test_loose_pictures_beside_classes_are_refused(tree):
+    paint(tree / "train" / "loose.png")
+    with pytest.raises(ValueError, match="1 pictures lie loose"):
+        load(f"folder:{tree}")
+
+
+def test_huge_pictures_ask_for_a_size(tree, monkeypatch):
+    monkeypatch.setattr(folders, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="give --image-size"):
+        load(f"folder:{tree}")
+    assert load(f"folder:{tree}", image_size=4).images.shape == (6, 3, 4, 4)
+
+
 def test_pictures_of_different_sizes_are_brought_to_one(tree):
     paint(tree / "train" / "ants" / "wide.png", (255, 0, 0), size=(40, 20))
-    assert load(f"folder:{tree}").images.shape == (7, 3, 32, 32)
+    with pytest.warns(UserWarning, match="brought to 32 px"):
+        assert load(f"folder:{tree}").images.shape == (7, 3, 32, 32)
     assert load(f"folder:{tree}", image_size=12).images.shape == (7, 3, 12, 12)
 
 
@@ -114,7 +155,8 @@ def test_a_broken_cache_is_decoded_again(tree):
 
 
 def test_a_full_disk_costs_only_the_cache(tree, monkeypatch):
-    def full(*_args, **_kwargs):
+    def full(_tensors, part, **_options):
+        part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folders, "save_file", full)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,11 @@ def test_a_run_is_never_overwritten(finished):
         (["--data", "folder:nowhere"], "no folder nowhere"),
         (["--labels", "5"], "too few"),
         (["--steps", "0"], "too short"),
+        (["--minutes", "nan"], "too short"),
+        (["--seed", "0", "0"], "names one twice"),
+        (["--seed", "-1"], "is not within"),
+        (["--patch", "0"], "not a whole number of 0 px patches"),
+        (["--method", "mae", "--image-size", "16", "--patch", "16"], "no target or no context"),
     ],
 )
 def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path):
@@ -93,12 +99,48 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path):
 
 
 def test_pictures_without_classes_train_and_are_not_probed(tmp_path):
+    (tmp_path / "p").mkdir()
     for i in range(40):
-        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    done = run("--data", f"folder:{tmp_path}", "--steps", 2, "--method", "ijepa", "--out", "run", cwd=tmp_path)
+        Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(tmp_path / "p" / f"{i}.png")
+    done = run("--data", f"folder:{tmp_path / 'p'}", "--steps", 2, "--method", "ijepa", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nothing to probe" in done.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["probes"] == {}
+
+
+def test_few_and_large_pictures_go_through(tmp_path):
+    """Two classes, six test pictures, 224 px: probes, figures and valid JSON."""
+    for i in range(30):
+        (tmp_path / "p" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((224, 224), 20 + 40 * (i % 2)).save(tmp_path / "p" / "ab"[i % 2] / f"{i}.png")
+    args = ["--steps", 1, "--batch", 2, "--method", "ijepa", "--out", "run"]
+    done = run("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert 0 <= metrics["probes"]["pixels"]["linear"] <= 100
+
+
+def test_out_inside_the_pictures_is_refused(tmp_path):
+    for i in range(10):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    done = run("--data", f"folder:{tmp_path}", "--patch", 1, "--out", tmp_path / "run", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "run").exists()) == (2, False)
+    assert "lies inside" in done.stderr
+
+
+def test_ctrl_c_keeps_weights_and_history_and_says_where(tmp_path):
+    command = [sys.executable, "-m", "toy_ijepa", *SMALL[4:], "--minutes", "5", "--out", "run"]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in job.stderr:  # the progress bar: training has begun
+        if "images/s" in line:
+            break
+    job.send_signal(signal.SIGINT)
+    out, _ = job.communicate(timeout=120)
+    assert job.returncode == 130
+    assert "kept in run/encoder.safetensors" in out
+    assert load_encoder(tmp_path / "run" / "encoder.safetensors").grid == (4, 4)
+    again = run(*SMALL, "--out", "run", cwd=tmp_path)
+    assert "already holds a run" in again.stderr
 
 
 def test_help_names_every_choice(tmp_path):

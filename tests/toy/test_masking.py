@@ -8,7 +8,7 @@ import torch
 
 from tests.wrong import masks as wrong
 from toy_ijepa import masking
-from toy_ijepa.masking import STRATEGIES, complement, multiblock, released, strategy
+from toy_ijepa.masking import STRATEGIES, multiblock, released, strategy
 
 GRID = (11, 9)  # H != W
 PROPER = ["multiblock", "complement", "single_block", "random"]
@@ -109,10 +109,24 @@ def test_targets_are_whole_blocks_of_the_asked_size():
         assert columns.diff().eq(1).all()
 
 
-def test_context_is_one_block_minus_targets_cut_at_random(generator):
+def test_context_is_one_block_minus_targets(generator):
+    """One image, a context block of 30 %: a 6x9 rectangle with no holes but the targets."""
+    for _ in range(50):
+        m = multiblock(1, (11, 16), context_scale=(0.3, 0.3), generator=generator)  # 11*sqrt(.3), 16*sqrt(.3)
+        seen = set(m.context[0].tolist())
+        rows, columns = {n // 16 for n in seen}, {n % 16 for n in seen}
+        assert max(rows) - min(rows) < 6
+        assert max(columns) - min(columns) < 9
+        box = {i * 16 + j for i in range(min(rows), max(rows) + 1) for j in range(min(columns), max(columns) + 1)}
+        assert box - seen <= set(m.targets.flatten().tolist())
+
+
+def test_contexts_are_cut_at_random_and_never_below_the_least(generator):
     m = multiblock(64, (14, 14), generator=generator)
-    assert m.context.shape[1] < complement(64, (14, 14), generator=generator).context.shape[1] + 14
-    assert not torch.equal(m.context, m.context.sort(1).values)  # random order, not raster order
+    assert not torch.equal(m.context, m.context.sort(1).values)  # not raster order
+    free = [multiblock(64, (8, 8), generator=generator).context.shape[1] for _ in range(20)]
+    rich = [multiblock(64, (8, 8), min_context=24, generator=generator).context.shape[1] for _ in range(20)]
+    assert min(rich) >= 24 > min(free)
 
 
 def test_draw_is_even_over_what_is_allowed(generator):
@@ -144,6 +158,9 @@ def test_bad_input_says_what_to_do():
         multiblock(4, (4, 4), target_scale=(1.0, 1.0), target_aspect=(1.0, 1.0))
     with pytest.raises(ValueError, match="target_scale"):
         multiblock(4, (8, 8), target_scale=(0.3, 0.2))
+    for options in ({"targets": 0}, {"targets": -1}, {"min_context": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            multiblock(4, (8, 8), **options)
     with pytest.raises(ValueError, match="no target or no context"):
         strategy("random")(4, (1, 1))
     assert set(STRATEGIES) == {*PROPER, "released"}

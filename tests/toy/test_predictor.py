@@ -40,6 +40,20 @@ def test_shape_and_places(mode):
     assert not torch.allclose(out, moved)  # where the context stands matters
 
 
+def check_each_target_gets_its_own_answer(kind):
+    """The predictor is told where to look: other places, other predictions."""
+    predictor, (context, context_idx, target_idx) = build(kind), inputs()
+    out = predictor(context, context_idx, target_idx)
+    assert (out[:, 0, 0] - out[:, 0, 1]).abs().max() > 1e-3
+    assert not torch.allclose(out, predictor(context, context_idx, (target_idx + 1) % 15), atol=1e-3)
+
+
+def test_each_target_gets_its_own_answer():
+    check_each_target_gets_its_own_answer(Predictor)
+    with pytest.raises(AssertionError):
+        check_each_target_gets_its_own_answer(wrong.PlacelessPredictor)
+
+
 def test_order_of_context_is_no_information():
     check_order_of_context_is_no_information(Predictor)
     with pytest.raises(AssertionError):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import colorsys
+
 import pytest
 import torch
 
@@ -50,6 +52,23 @@ def test_scenes_count_and_order_their_objects():
     assert torch.equal((shape >= 0).sum(1), count)
     assert torch.equal(depth.amax(1), count)
     assert torch.equal((depth == 1).sum(1), torch.ones(200).long())
+
+
+def test_the_nearest_object_hides_the_others():
+    """At the nearest object's middle the picture has that object's hue, not that of one drawn before."""
+    drawn = generate(300, seed=2, side=64, most=3)
+    f, seen = drawn.factors, 0
+    for b in range(300):
+        o = int((f["object_depth"][b] == 1).nonzero())
+        if f["object_shape"][b, o] != 0 or f["count"][b] < 2:  # a disc among others covers its own middle
+            continue
+        x, y = (((f[f"object_{axis}"][b, o] + 1) * 32).int().clamp(0, 63) for axis in "xy")
+        r, g, blue = (drawn.images[b, :, y, x].float() / 255).tolist()
+        hue = colorsys.rgb_to_hsv(r, g, blue)[0]
+        gap = abs(hue - f["object_hue"][b, o].item())
+        assert min(gap, 1 - gap) < 0.12
+        seen += 1
+    assert seen > 5
 
 
 def test_class_cannot_be_read_off_pixels_or_colour():

@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 from tests.wrong import models as wrong
 from toy_ijepa import training
@@ -131,9 +130,15 @@ def test_non_finite_loss_stops_with_the_last_good_weights(pictures):
 
     step_loss.calls = 0
     model.step_loss = step_loss
-    with pytest.raises(NonFiniteLossError, match=r"nan at step 4.*lower learning rate"):
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 4.*lower learning rate") as caught:
         train(model, pictures, config(), progress=False)
     assert all(p.isfinite().all() for p in model.parameters())
+    assert (caught.value.history.ended, caught.value.history.steps) == ("diverged", 4)
+
+
+def test_a_learning_rate_far_too_high_is_said(pictures):
+    with pytest.raises(NonFiniteLossError, match="lower learning rate than 1e"):
+        train(quick(), pictures, config(steps=40, lr=1e30), progress=False)
 
 
 def test_ctrl_c_keeps_the_weights(pictures):
@@ -193,6 +198,8 @@ def test_config_refuses_what_makes_no_sense():
         ({"steps": None}, "either in steps or in minutes"),
         ({"minutes": 3.0}, "either in steps or in minutes"),
         ({"steps": 0}, "too short"),
+        ({"steps": None, "minutes": float("nan")}, "too short"),
+        ({"lr": float("nan")}, "above 0"),
         ({"batch": 1}, "at least 2"),
         ({"crop": (0.0, 1.0)}, "not a range"),
         ({"precision": "fp8"}, "unknown precision"),
@@ -218,4 +225,3 @@ def test_watching_does_not_change_the_training(pictures, monkeypatch):
 def test_normalised_pixels_are_around_zero():
     grey = torch.tensor([0, 128, 255], dtype=torch.uint8)
     torch.testing.assert_close(normalise(grey), torch.tensor([-2.0, 0.00784, 2.0]), atol=1e-4, rtol=0)
-    assert isinstance(quick(), nn.Module)

@@ -51,6 +51,19 @@ class CausalPredictor(Predictor):
             )
 
 
+class PlacelessPredictor(Predictor):
+    """Mask tokens without positions: every target gets the same answer."""
+
+    def forward(self, context, context_idx, target_idx):
+        B, M, T = target_idx.shape
+        seen = self.embed(context) + self.pos_embed[context_idx]
+        asked = self.mask_token.expand(B, M * T, -1)
+        x = torch.cat([seen, asked], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.proj(self.norm(x[:, seen.shape[1] :])).reshape(B, M, T, -1)
+
+
 class BlindTeacher(IJEPA):
     """The target encoder sees only the patches it has to name, not the image around them."""
 
