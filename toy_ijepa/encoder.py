@@ -98,6 +98,18 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def scale_by_depth(blocks: nn.ModuleList) -> None:
+    """Divide the weights that write into the residual stream of block i (from 1) by sqrt(2*i), in place.
+
+    TRAP: call it *after* the general initialisation; the released code overwrites it.
+    Source: Bao et al. 2022 (BEiT), section 2.4; intended by the code released with I-JEPA.
+    """
+    with torch.no_grad():
+        for depth, block in enumerate(blocks, start=1):
+            block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
+            block.mlp.fc2.weight.div_((2.0 * depth) ** 0.5)
+
+
 class Encoder(nn.Module):
     """Vision Transformer without class token: images (B, C, H, W) -> tokens (B, N, D), or (B, K, D) of `keep`.
 
@@ -125,6 +137,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.apply(init_weights)
+        scale_by_depth(self.blocks)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens before the first block: patch embedding + position, then only those of `keep` (B, K)."""

@@ -94,6 +94,15 @@ def test_initial_std(rng):
         check_std(wrong.mean_for_std)
 
 
+def test_deeper_blocks_start_quieter(rng):
+    """The weights that write into the residual stream shrink with depth: nothing initialises them again afterwards."""
+    blocks = Encoder(16, 4, 64, depth=4, heads=4).blocks
+    base = (2 / 128) ** 0.5  # Xavier's std of a 64 x 64 matrix
+    stds = [block.attn.proj.weight.std().item() for block in blocks]
+    assert stds == pytest.approx([base / (2 * i) ** 0.5 for i in (1, 2, 3, 4)], rel=0.05)
+    assert blocks[3].attn.qkv.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+
+
 def init_weights_of(weight):
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight = weight
