@@ -38,25 +38,33 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run (`steps` or `minutes`, exactly one) and how to step; a reason beside each field."""
+    """Length of the run (`steps` or `minutes`, exactly one) and how to step; a reason beside each field.
 
-    steps: int | None = None  #  the same seed gives the same loss to the last bit
-    minutes: float | None = None  #  schedules follow the clock, so that the run ends at its end on any machine
-    batch: int = 64  #  small: a short run needs steps more than it needs quiet gradients
-    lr: float = 3e-3  #  peak; chosen on the toy (assets/results/LOG.md)
-    optimiser: str = "muon"  #  or "adamw", the paper's: a short run has few steps, and Muon learns more from each
-    warmup: float = 0.1  #  share of the run; transformers diverge without
-    weight_decay: tuple[float, float] = (
-        0.04,
-        0.04,
-    )  #  start and end, along a cosine; the paper rises to 0.4 in 300 epochs
-    crop: tuple[float, float] = (
-        0.6,
-        1.0,
-    )  #  share of the picture a random crop keeps; the paper's 0.3 is for long runs
-    flip: bool = True  #  left and right look alike in photographs
-    precision: str = "auto"  #  "fp32", "bf16", or bf16 where the processor multiplies it faster
-    seed: int = 0  #  data order, crops and masks; the weights are drawn before, by the caller
+    What was chosen "on the toy" is in assets/results/LOG.md.
+    """
+
+    # the same seed gives the same loss to the last bit
+    steps: int | None = None
+    # schedules follow the clock, so that the run ends at its end on any machine
+    minutes: float | None = None
+    # small: a short run needs many steps more than it needs quiet gradients
+    batch: int = 64
+    # peak; chosen on the toy
+    lr: float = 3e-3
+    # or "adamw", the paper's: a short run has few steps, and Muon learns more from each
+    optimiser: str = "muon"
+    # share of the run; transformers diverge without
+    warmup: float = 0.1
+    # start and end, along a cosine; the paper rises from 0.04 to 0.4; chosen on the toy
+    weight_decay: tuple[float, float] = (0.5, 0.5)
+    # share of the picture a random crop keeps; the paper's 0.3 is for long runs
+    crop: tuple[float, float] = (0.6, 1.0)
+    # left and right look alike in photographs
+    flip: bool = True
+    # "fp32", "bf16", or bf16 where the processor multiplies it faster
+    precision: str = "auto"
+    # of data order, crops and masks; the weights are drawn before, by the caller
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
