@@ -14,7 +14,7 @@ BENCH := $(VENV)/.ready-bench
 .PHONY: help toy lab test lint format bench clean FORCE
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about ten minutes; ARGS="--data cifar10 --minutes 10" for more
 	$(BIN)/python -m toy_ijepa $(ARGS)
