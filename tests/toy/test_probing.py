@@ -32,8 +32,8 @@ def test_linear_fit_is_scikit_learns():
     x = (x - x.mean(0)) / x.std(0)
     ours = fit_linear(x, y, 3, penalty=0.01)
     theirs = LogisticRegression(C=1 / (0.01 * 300), tol=1e-6, max_iter=1000).fit(x.numpy(), y.numpy())
-    mine = ours[:-1] - ours[:-1].mean(1, keepdim=True)  # softmax does not see a shift common to all classes
-    torch.testing.assert_close(mine.T.double(), torch.tensor(theirs.coef_).double(), rtol=0.02, atol=0.01)
+    mine = ours[:, :-1] - ours[:, :-1].mean(0)  # softmax does not see a shift common to all classes
+    torch.testing.assert_close(mine.double(), torch.tensor(theirs.coef_).double(), rtol=0.02, atol=0.01)
 
 
 def test_separated_clusters_are_easy_and_noise_is_chance():
