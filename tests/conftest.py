@@ -1,7 +1,8 @@
-"""Shared by all tests: small generators, a folder of awkward pictures, and no cache but a temporary one."""
+"""Shared by all tests: fixed random states, and no cache or data but what a test makes or asks for."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,23 @@ import pytest
 import torch
 
 
+REAL_DATA = os.environ.get("IJEPA_DATA")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing a test decodes or downloads lands in the user's cache."""
     monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("IJEPA_DATA", raising=False)
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of real images that IJEPA_DATA named when the tests began; skips where there is none."""
+    if REAL_DATA is None or not (Path(REAL_DATA) / "cifar10").is_dir():
+        pytest.skip("IJEPA_DATA names no folder with real cifar10 images")
+    monkeypatch.setenv("IJEPA_DATA", REAL_DATA)
+    return Path(REAL_DATA)
 
 
 @pytest.fixture

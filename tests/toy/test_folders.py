@@ -224,3 +224,11 @@ def test_resize_keeps_the_middle_square():
     images[..., 4:12] = 200
     assert resize(images, 8).eq(200).all()
     assert resize(images, 4).shape == (1, 3, 4, 4)
+
+
+def test_real_cifar10(real_data):
+    test = load("cifar10", "test")
+    assert test.images.shape == (10_000, 3, 32, 32)
+    assert torch.bincount(test.labels).tolist() == [1000] * 10
+    assert test.classes[:2] == ("airplane", "automobile")
+    assert 110 < test.images.float().mean() < 130  # photographs, not noise or black
