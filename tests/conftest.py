@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 REAL_DATA = os.environ.get("IJEPA_DATA")
 
 
