@@ -22,5 +22,5 @@ def ema_update(target: nn.Module, online: nn.Module, momentum: float) -> None:
     if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
         odd = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
         raise ValueError(f"target and online encoder differ in {len(odd)} parameters, first {odd[0]!r}")
-    # One call for all tensors: a loop of small ones is several times slower (make bench).
+    # One call for all tensors instead of a Python loop over many small ones.
     torch._foreach_lerp_(list(ours.values()), [theirs[name] for name in ours], 1.0 - momentum)
