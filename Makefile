@@ -16,7 +16,7 @@ BENCH := $(VENV)/.ready-bench
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about ten minutes; ARGS="--data cifar10 --minutes 10" for more
+toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about eight minutes; ARGS="--data cifar10 --minutes 10" for more
 	$(BIN)/python -m toy_ijepa $(ARGS)
 
 lab: $(SETUP)  ## open the chapters in JupyterLab
