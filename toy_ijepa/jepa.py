@@ -53,7 +53,7 @@ class IJEPA(nn.Module):
     masks      name of a strategy in `toy_ijepa.masking`
     loss       "smooth_l1" (released code, beta 1) or "l2" (paper); always a mean, so that batch and mask size do not
                act as a learning rate
-    momentum   EMA momentum at the start and the end of the run
+    momentum   EMA momentum at the start and the end of the run; momentum_schedule  "linear" or "cosine" between
     regulariser  weights of VICReg's variance and covariance terms on the pooled context features; (0, 0), the
                default, is the plain method
     Source: Assran et al. 2023, arXiv:2301.08243, section 3.
@@ -67,17 +67,19 @@ class IJEPA(nn.Module):
         masks: str = "multiblock",
         loss: str = "smooth_l1",
         momentum: tuple[float, float] = (0.996, 1.0),
+        momentum_schedule: str = "linear",
         regulariser: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: choose from {', '.join(LOSSES)}")
-        momentum_at(0.0, *momentum)
+        momentum_at(0.0, *momentum, momentum_schedule)
         self.encoder = encoder
         self.target = copy.deepcopy(encoder).requires_grad_(False)
         self.predictor = predictor
         self.sample = strategy(masks)
-        self.loss, self.momentum, self.regulariser = loss, momentum, regulariser
+        self.loss, self.regulariser = loss, regulariser
+        self.momentum, self.momentum_schedule = momentum, momentum_schedule
 
     @property
     def probed(self) -> Encoder:
@@ -114,6 +116,6 @@ class IJEPA(nn.Module):
 
     def after_step(self, progress: float) -> float:
         """Move the target encoder after an optimiser step at `progress` in [0, 1]; returns the momentum used."""
-        momentum = momentum_at(progress, *self.momentum)
+        momentum = momentum_at(progress, *self.momentum, self.momentum_schedule)
         ema_update(self.target, self.encoder, momentum)
         return momentum

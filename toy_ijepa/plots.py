@@ -46,17 +46,6 @@ def grid_of(rows: int, columns: int, cell: float = 1.3) -> tuple[Figure, np.ndar
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def pictures(images: Tensor, titles: Sequence[str] = (), columns: int = 8) -> Figure:
-    """Images (B, C, H, W) in rows, with optional titles."""
-    figure, axes = grid_of(-(-len(images) // columns), min(columns, len(images)))
-    for i, ax in enumerate(axes.flat):
-        if i < len(images):
-            show(ax, images[i], titles[i] if titles else "")
-        else:
-            ax.set_axis_off()
-    return figure
-
-
 def mask_map(masks: Masks, grid: tuple[int, int], image: int = 0) -> Tensor:
     """Colours (h, w, 3) of one image's patches: context green, each target its colour, unused grey.
 

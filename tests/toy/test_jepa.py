@@ -92,6 +92,8 @@ def test_target_follows_after_the_step(images):
     model = build(momentum=(0.5, 1.0))
     with torch.no_grad():
         model.encoder.norm.bias += 2.0
+    assert build(momentum=(0.5, 1.0), momentum_schedule="cosine").after_step(0.25) < model.after_step(0.25) == 0.625
+    model.target.norm.bias.data.zero_()
     assert model.after_step(0.0) == 0.5
     assert model.target.norm.bias.eq(1.0).all()
     assert model.after_step(1.0) == 1.0
@@ -136,5 +138,7 @@ def test_unknown_names():
         build(masks="blocks")
     with pytest.raises(ValueError, match="EMA momentum"):
         build(momentum=(0.9, 1.5))
+    with pytest.raises(ValueError, match="unknown momentum schedule"):
+        build(momentum_schedule="step")
     with pytest.raises(ValueError, match="share of the patches"):
         MAE(Encoder(16, 4, 16, 1, 1), 8, 1, 1, hidden=1.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -159,6 +160,10 @@ def test_224_px_with_16_px_patches(tmp_path):
     done = run("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_encoder(tmp_path / "run" / "encoder.safetensors").grid == (14, 14)
+    with (tmp_path / "run" / "history.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 3
+    assert all(map(math.isfinite, losses))
 
 
 def test_default_patch_and_builds():
