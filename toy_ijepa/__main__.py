@@ -27,7 +27,7 @@ from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
-from toy_ijepa.recipe import METHODS, SIZES, build, build_encoder, default_patch, lookup
+from toy_ijepa.recipe import METHODS, SIZES, build, build_encoder, default_patch, lookup, save_model
 from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
 
 DEFAULT_MINUTES = 3.0  # of each method and seed
@@ -255,6 +255,7 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     history.save(where / "history.csv")
     about = dict(method=method, data=job.args.data, seed=seed, images=history.images, ended=history.ended)
     weights.save_encoder(model.probed, where / "encoder.safetensors", about)
+    save_model(model, where / "model.safetensors", method, job.dial, about)
     if history.ended == "interrupted":
         print(f"interrupted: the weights of this moment are kept in {where / 'encoder.safetensors'}")
         return False

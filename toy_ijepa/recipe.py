@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from toy_ijepa import weights
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.mae import MAE
@@ -68,6 +70,30 @@ def build(method: str, size: str, image_size: int, patch: int, seed: int, masks:
     predictor = Predictor(encoder.grid, dial.width, *narrow, mode="joint")
     regulariser = REGULARISER if method == "ijepa-vc" else (0.0, 0.0)
     return IJEPA(encoder, predictor, masks=masks, loss=LOSS, momentum=MOMENTUM, regulariser=regulariser)
+
+
+def save_model(model: nn.Module, path: Path, method: str, dial: dict, about: dict | None = None) -> None:
+    """Write a whole method (both encoders and predictor, or encoder and decoder) and how to build it again.
+
+    dial  size, image_size and patch, as given to `build`
+    """
+    weights.save(model, path, {**(about or {}), "method": method, "dial": dial})
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict]:
+    """The method that `save_model` wrote, ready to use, and what was said about it.
+
+    Raises FileNotFoundError, or ValueError if the file is not one of ours or does not fit its description.
+    """
+    tensors, about = weights.read(path)
+    if not {"method", "dial"} <= about.keys():
+        raise ValueError(f"{path} does not say how to build its model; an encoder alone opens with `load_encoder`")
+    model = build(about["method"], seed=0, **about["dial"])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the model it describes: {error}") from error
+    return model.eval(), about
 
 
 def lookup(table: dict, name: str, what: str):

@@ -1,0 +1,1 @@
+"""Interactive explorers: a pure model and a thin view each."""
