@@ -1,0 +1,99 @@
+"""What every chapter needs beside its idea: pictures, shipped weights, figures with a description, a word of welcome."""
+
+# Shape legend:  S pictures  C channels  H,W pixels
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+from torch import nn
+
+from toy_ijepa.data import load
+from toy_ijepa.folders import DataError, ImageSet
+from toy_ijepa.recipe import load_model
+from toy_ijepa.training import uses_bf16
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@cache
+def source() -> str:
+    """ "cifar10" if it is here or can be fetched, otherwise "shapes"; says which, once."""
+    try:
+        load("cifar10", "test")
+    except DataError as error:
+        print(f"Pictures: the embedded `shapes`, because CIFAR-10 is not here ({error}).")
+        print("Everything runs; numbers and pictures differ from those printed in the text.")
+        return "shapes"
+    print("Pictures: CIFAR-10, 32 x 32 pixels, ten classes.")
+    return "cifar10"
+
+
+def pictures(split: str = "train", count: int | None = None) -> ImageSet:
+    """CIFAR-10, or `shapes` where it cannot be had; the first `count` pictures of a fixed shuffle, or all.
+
+    Folders are sorted by class, so without the shuffle the first thousand pictures would all be aeroplanes.
+    """
+    found = load(source(), split)
+    if count is None:
+        return found
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]
+    factors = {name: value[order] for name, value in found.factors.items()}
+    return ImageSet(found.images[order], found.labels[order], found.classes, factors)
+
+
+def hurried() -> bool:
+    """Whether the reader is in a hurry (environment variable IJEPA_HURRY=1): long trainings load shipped weights."""
+    return os.environ.get("IJEPA_HURRY", "0") not in ("", "0")
+
+
+def pretrained(method: str = "ijepa") -> nn.Module:
+    """The shipped toy, trained on the pictures that this course uses here. Raises FileNotFoundError if there is none.
+
+    How it was trained stands in assets/weights/README.md.
+    """
+    model, _ = load_model(ASSETS / "weights" / f"{method}-{source()}.safetensors")
+    return model
+
+
+def show(figure: Figure, alt: str, dpi: int = 90) -> None:
+    """Show a figure with a description `alt` for those who cannot see it.
+
+    JupyterLab gives plain images no description, so the picture is sent as HTML too.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    picture = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    bundle = {"image/png": data, "text/html": picture, "text/plain": alt}
+    display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+@contextmanager
+def stopwatch(what: str) -> Iterator[None]:
+    """Print how long the body took, rounded: "training: about 42 s"."""
+    begun = time.perf_counter()
+    yield
+    print(f"{what}: about {time.perf_counter() - begun:.0f} s")
+
+
+def environment() -> None:
+    """Print what the course runs on."""
+    device = torch.device("cpu")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"bf16 on this processor: {'yes, used for training' if uses_bf16(device) else 'no, training runs in fp32'}")
+    print(f"graphics card: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none, none needed'}")
+    print(f"in a hurry (IJEPA_HURRY): {'yes' if hurried() else 'no'}", file=sys.stdout)
