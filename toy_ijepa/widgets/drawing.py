@@ -44,7 +44,7 @@ def label(
     if max(len(texts), len(texts[0])) > most:
         return
     longest = max(len(text) for row in texts for text in row)
-    size = min(8.5, 200 / (max(len(texts), len(texts[0])) * max(longest, 3)))
+    size = min(8.5, 200 / (max(len(texts), len(texts[0])) * max(longest, 2)))
     for i, row in enumerate(texts):
         for j, text in enumerate(row):
             if text:

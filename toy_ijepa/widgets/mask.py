@@ -186,6 +186,7 @@ class MaskExplorer(Explorer):
         self.strategy = control(ipywidgets.Dropdown, "strategy", "multiblock", options=list(STRATEGIES))
         both = [(text, name) for name, text in VERSIONS.items()]
         self.version = control(ipywidgets.ToggleButtons, "sampler", "multiblock", options=both)
+        self.version.layout.width = "auto"  # or its two buttons would not stand beside each other
         self.targets = control(I, "target blocks", 4, min=1, max=8)
         self.scale = control(F, "target scale", (0.15, 0.2), min=0.05, max=0.95, step=0.01)
         self.aspect = control(F, "target aspect", (0.75, 1.5), min=0.25, max=4, step=0.05)

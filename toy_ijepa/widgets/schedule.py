@@ -15,9 +15,9 @@ from toy_ijepa.schedules import SHAPES, cosine, momentum_at, warmup_cosine
 from toy_ijepa.widgets.view import Explorer, Report, control
 
 COUNTING = {
-    "steps": "optimiser steps (right)",
-    "batches": "batches, of a length in steps (bug)",
-    "length": "steps, of a length in batches (bug)",
+    "steps": "steps done / steps",
+    "batches": "batches done / steps (bug)",
+    "length": "steps done / batches (bug)",
 }
 POINTS = 400  # of a curve
 LARGELY, HARDLY = 0.5, 0.05  # share of the initial weights left in the target encoder
@@ -176,7 +176,7 @@ class ScheduleExplorer(Explorer):
         self.steps = control(ipywidgets.IntSlider, "optimiser steps", 1000, min=100, max=20_000, step=100)
         self.accumulation = control(ipywidgets.IntSlider, "batches a step", 1, min=1, max=16)
         ways = [(text, name) for name, text in COUNTING.items()]
-        self.counting = control(ipywidgets.Dropdown, "progress counts", "steps", options=ways)
+        self.counting = control(ipywidgets.Dropdown, "progress is", "steps", options=ways)
         self.warmup = control(F, "warm-up share", 0.1, min=0, max=0.95, step=0.01)
         self.lr = control(ipywidgets.FloatLogSlider, "peak learning rate", 3e-3, min=-5, max=-1, step=0.05)
         self.decay_start = control(F, "weight decay, start", 0.04, min=0, max=1, step=0.01)
@@ -186,7 +186,7 @@ class ScheduleExplorer(Explorer):
         self.momentum_end = control(F, "momentum, end", 1.0, **fine)
         self.shape = control(ipywidgets.Dropdown, "momentum's way", "linear", options=list(SHAPES))
         ends = [self.decay_start, self.decay_end, self.momentum_start, self.momentum_end]
-        self.start([self.steps, self.accumulation, self.counting, self.warmup, self.lr, *ends, self.shape])
+        self.start([self.steps, self.accumulation, self.counting, self.shape, self.warmup, self.lr, *ends])
 
     def read(self) -> ScheduleModel:
         return ScheduleModel(

@@ -17,6 +17,7 @@ Table = list[tuple[str, ...]]
 Report = list[str | Table]
 
 WARNING = "#d55e00"  # Okabe & Ito's vermilion: readable on light and on dark ground
+LONG = 8  # rows of a table that is shown without being asked for
 CELL = "padding:1px 10px 1px 0;text-align:left;font-variant-numeric:tabular-nums"
 
 
@@ -42,8 +43,9 @@ def picture_html(figure: Figure, alt: str, dpi: int = 80) -> str:
 
 
 def report_html(report: Report) -> str:
-    """Sentences as paragraphs, tables as tables."""
-    return "".join(f'<p style="margin:4px 0">{html.escape(p)}</p>' if isinstance(p, str) else table(p) for p in report)
+    """Sentences as paragraphs, tables as tables; long ones folded."""
+    style = "margin:4px 0;line-height:1.4"
+    return "".join(f'<p style="{style}">{html.escape(p)}</p>' if isinstance(p, str) else table(p) for p in report)
 
 
 def table(rows: Table) -> str:
@@ -53,15 +55,18 @@ def table(rows: Table) -> str:
     for first, *rest in body:
         cells = "".join(f'<td style="{CELL}">{cell}</td>' for cell in rest)
         lines.append(f'<th scope="row" style="{CELL};font-weight:normal">{first}</th>{cells}')
-    return f'<table style="margin:6px 0;line-height:1.4">{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
+    whole = f'<table style="margin:6px 0;line-height:1.4">{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
+    return whole if len(rows) <= LONG else f"<details><summary>{len(body)} rows</summary>{whole}</details>"
 
 
 def control(kind: type[ipywidgets.Widget], label: str, value: Any, **options: Any) -> ipywidgets.Widget:
     """A control with its whole label beside it; sliders answer when let go, not on the way."""
     if "Slider" in kind.__name__:
         options.setdefault("continuous_update", False)
-    style = {"description_width": "120px"}
-    return kind(value=value, description=label, style=style, layout={"width": "350px"}, **options)
+    style = {"description_width": "140px", "button_width": "auto"}
+    if kind is not ipywidgets.ToggleButtons:  # the only kind whose buttons have a width
+        del style["button_width"]
+    return kind(value=value, description=label, style=style, layout={"width": "370px"}, **options)
 
 
 class Explorer(ipywidgets.VBox):
