@@ -279,6 +279,7 @@ def run(args: argparse.Namespace) -> int:
     side = job.dial["image_size"]
     print(f"{args.data}: {len(train_set)} training, {len(test_set)} test pictures of {side} px; writing to {job.out}")
     if job.labelled and not args.no_pixels:
+        print("first the baseline: probing pixels (--no-pixels leaves it out)", flush=True)
         job.scores = {name: [scores] for name, scores in probe_pixels(job.labelled, args.seed[0]).items()}
     for seed in args.seed:
         job.probe("random", build_encoder(seed=seed, **job.dial), seed)
