@@ -1,4 +1,4 @@
-"""What every chapter needs beside its idea: pictures, shipped weights, figures with a description, a word of welcome."""
+"""What every chapter needs beside its idea: pictures, shipped weights, figures with a description."""
 
 # Shape legend:  S pictures  C channels  H,W pixels
 
