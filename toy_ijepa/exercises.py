@@ -118,7 +118,8 @@ def bars(values: Mapping[str, Any], x: str) -> Figure:
     for i, (label, value) in enumerate(values.items()):
         found = numbers([value])
         ax.barh(i, found[0] if found else 0.0, color=f"C{i}", alpha=0.45)
-        ax.text(0.0, i, f" {label}: {found[0]:.3g}" if found else f" {label}: {told(value)}", va="center", fontsize=8)
+        word = told(value) if found is None else f"{found[0]:.3g}" if abs(found[0]) < 1000 else f"{found[0]:,.0f}"
+        ax.text(0.0, i, f" {label}: {word}", va="center", fontsize=8)
     ax.invert_yaxis()
     ax.set_yticks([])
     ax.set_xlabel(x, fontsize=8)
