@@ -85,6 +85,7 @@ class Explorer(ipywidgets.VBox):
         self.canvas = canvas
         self.notice, self.picture, self.text = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.picture.layout.min_width = "0"
+        self.text.add_class("ijepa-text")
         rows = ipywidgets.Box(list(controls), layout={"flex_flow": "row wrap"})
         shown = [self.picture] if canvas is None else [canvas, self.picture]
         middle = ipywidgets.Box(shown, layout={"flex_flow": "row wrap", "align_items": "flex-start"})

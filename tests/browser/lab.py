@@ -1,0 +1,181 @@
+"""A JupyterLab of its own for the browser tests, and one notebook page in it. Nothing touches the user's settings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "browser-tests"
+PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "60"))  # seconds to wait for anything; more on a busy machine
+SETTINGS = {
+    # Every cell is in the page, also those far below the window: helpers can find and scroll to them.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    # No calls to the network, no dialogs that cover the notebook.
+    "extensionmanager-extension/plugin": {"enabled": False},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+# JupyterLab's own noise, not ours. Everything else that the console calls an error fails the test.
+NOISE: tuple[re.Pattern[str], ...] = ()
+IDLE = """() => {
+  const notebook = window.jupyterapp?.shell.currentWidget;
+  return notebook?.context?.isReady && notebook.sessionContext?.session?.kernel?.connectionStatus === "connected"
+    && notebook.sessionContext.session.kernel.status === "idle";
+}"""
+NUMBERS = itertools.count()
+
+
+def wait(what: Callable[[], object], message: str, seconds: float = PATIENCE) -> object:
+    """Ask until the answer is true; returns it. Raises AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < end, f"{message} (waited {seconds:.0f} s)"
+        time.sleep(0.1)
+    return answer
+
+
+class LabServer:
+    """JupyterLab on a free port over a folder of its own; kernels run the Python that runs the tests."""
+
+    def __init__(self, home: Path) -> None:
+        self.files, self.log = home / "files", home / "server.log"
+        names = ("config", "data", "runtime", "settings", "workspaces", "ipython", "files")
+        folders = {name: home / name for name in names}
+        for folder in folders.values():
+            folder.mkdir()
+        for name, values in SETTINGS.items():
+            path = folders["settings"] / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(values))
+        kernel = folders["data"] / "kernels" / "python3" / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel.write_text(json.dumps(dict(argv=argv, display_name="Python 3", language="python")))
+        env = os.environ | {
+            "JUPYTER_CONFIG_DIR": str(folders["config"]),
+            "JUPYTER_DATA_DIR": str(folders["data"]),
+            "JUPYTER_RUNTIME_DIR": str(folders["runtime"]),
+            "JUPYTERLAB_SETTINGS_DIR": str(folders["settings"]),
+            "JUPYTERLAB_WORKSPACES_DIR": str(folders["workspaces"]),
+            "JUPYTER_PREFER_ENV_PATH": "0",  # our kernel before that of the environment
+            "IPYTHONDIR": str(folders["ipython"]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        }
+        options = {
+            "ServerApp.ip": "127.0.0.1",
+            "ServerApp.port": 0,
+            "ServerApp.root_dir": self.files,
+            "IdentityProvider.token": TOKEN,
+            "LabApp.extension_manager": "readonly",
+            "LabApp.expose_app_in_browser": True,  # `window.jupyterapp`, to run commands without hunting for menus
+        }
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=home)
+        try:
+            self.url = wait(lambda: self.address(folders["runtime"]), "JupyterLab did not start")
+        except AssertionError as error:
+            self.stop()
+            raise AssertionError(f"{error}\n{self.log.read_text()[-3000:]}") from error
+
+    def address(self, runtime: Path) -> str:
+        """Where the server listens, "" while it does not yet."""
+        assert self.process.poll() is None, "JupyterLab ended"
+        try:
+            (found,) = runtime.glob("jpserver-*.json")
+            url = json.loads(found.read_text())["url"]
+            self.ask(url + "api/status")
+        except (OSError, ValueError):
+            return ""
+        return url
+
+    def ask(self, url: str, method: str = "GET") -> bytes:
+        request = urllib.request.Request(url, method=method, headers={"Authorization": f"token {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.read()
+
+    def stop_kernels(self) -> None:
+        for session in json.loads(self.ask(self.url + "api/sessions")):
+            self.ask(f"{self.url}api/sessions/{session['id']}", "DELETE")
+
+    def stop(self) -> None:
+        """End the server, which ends its kernels."""
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def copy(self, folder: Path) -> Path:
+        """A copy of a folder of notebooks inside the server's files; its path from there."""
+        name = f"{folder.name}-{next(NUMBERS)}"
+        shutil.copytree(folder, self.files / name)
+        return Path(name)
+
+
+class NotebookPage:
+    """A notebook in the browser. `errors` collects what the console calls an error, less JupyterLab's own noise."""
+
+    def __init__(self, server: LabServer, browser: Browser, scale: float = 1) -> None:
+        self.server, self.errors = server, []
+        self.context = browser.new_context(viewport={"width": 1500, "height": 1000}, device_scale_factor=scale)
+        self.context.set_default_timeout(1000 * PATIENCE)
+        self.page: Page = self.context.new_page()
+        self.page.on("console", self.listen)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def listen(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and not any(noise.search(message.text) for noise in NOISE):
+            self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def open(self, notebook: Path, theme: str = "JupyterLab Light") -> None:
+        """Open a notebook (path from the server's files) in a fresh workspace and wait for its kernel."""
+        workspace = f"lab/workspaces/test-{next(NUMBERS)}/tree/{notebook.as_posix()}"
+        self.page.goto(f"{self.server.url}{workspace}?token={TOKEN}&reset")
+        self.page.locator(".jp-Notebook").wait_for()
+        if theme != "JupyterLab Light":
+            self.command("apputils:change-theme", theme=theme)
+        self.idle()
+
+    def command(self, name: str, seconds: float = PATIENCE, **options: str) -> None:
+        """Run a command of JupyterLab and wait until it is done."""
+        # Playwright would wait for the promise itself, but without end.
+        start = "([name, options]) => { window.done = false; window.jupyterapp.commands.execute(name, options)"
+        self.page.evaluate(f"{start}.then(() => {{ window.done = true; }}); }}", [name, options])
+        self.page.wait_for_function("window.done", timeout=1000 * seconds)
+
+    def idle(self) -> None:
+        """Wait until the notebook is loaded and its kernel is there and has nothing to do.
+
+        TRAP: the indicator in the toolbar says idle before there is a kernel, and cells run then are lost.
+        """
+        self.page.wait_for_function(IDLE)
+
+    def run_all(self, seconds: float = PATIENCE) -> None:
+        """Run all cells, within so many seconds; AssertionError with the traceback if one fails."""
+        self.command("notebook:run-all-cells", seconds)
+        self.idle()
+        failed = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+        assert failed.count() == 0, failed.first.inner_text()
+
+    def cell(self, marker: str) -> Locator:
+        """The first code cell that holds a text, scrolled into view."""
+        found = self.page.locator(".jp-CodeCell").filter(has_text=marker).first
+        found.scroll_into_view_if_needed()
+        return found
+
+    def close(self) -> None:
+        self.context.close()
+        self.server.stop_kernels()

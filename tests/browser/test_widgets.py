@@ -1,0 +1,168 @@
+"""Every explorer in a real JupyterLab: a control moved by keyboard, the canvas by mouse and by keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Locator
+
+from tests.browser.lab import NotebookPage, wait
+
+SET_UP = """\
+import torch
+from toy_ijepa import recipe, shapes
+from toy_ijepa.imagination import gallery
+from toy_ijepa.widgets.attention import AttentionExplorer
+from toy_ijepa.widgets.mask import MaskExplorer
+from toy_ijepa.widgets.paint import PaintTargets
+from toy_ijepa.widgets.predictor import PredictorExplorer
+from toy_ijepa.widgets.schedule import ScheduleExplorer
+
+images = shapes.generate(6, seed=1).images
+model = recipe.build("ijepa", "tiny", 32, 4, 0).eval()
+shelf = gallery(model, shapes.generate(50, seed=2).images)
+"""
+# Where each explorer is met: a notebook, and words from the cell that makes it. None: a small notebook made here.
+NOTEBOOKS: dict[str, tuple[Path | None, str]] = {
+    "mask": (None, "MaskExplorer(images)"),
+    "attention": (None, "AttentionExplorer(model.target, images)"),
+    "schedule": (None, "ScheduleExplorer()"),
+    "predictor": (None, "PredictorExplorer(model, images, shelf)"),
+    "paint": (None, "PaintTargets(model, images, shelf)"),
+}
+GRID = 8  # patches a side of the toy's pictures
+
+
+class Shown:
+    """An explorer in the page, by what a reader sees of it."""
+
+    def __init__(self, page: NotebookPage, marker: str) -> None:
+        self.page, self.cell = page.page, page.cell(marker)
+        self.picture, self.text = self.cell.locator("img.ijepa-picture"), self.cell.locator(".ijepa-text")
+        self.canvas, self.status = self.cell.locator(".ijepa-canvas"), self.cell.locator(".ijepa-status")
+        self.error = self.cell.locator('[role="alert"]')
+        self.picture.wait_for()
+
+    def changes(self, act: Callable[[], None], text: str = "", canvas: bool = False) -> None:
+        """Picture and numbers change on this, the canvas too if said so, and the new words hold `text`."""
+        before = self.looks(canvas)
+        act()
+        message = f"picture, numbers and canvas did not all change; the text says {self.text.inner_text()!r}"
+        wait(lambda: all(old != new for old, new in zip(before, self.looks(canvas), strict=True)), message)
+        wait(lambda: text in self.text.inner_text(), f"{text!r} does not appear")
+        assert self.error.count() == 0, self.error.inner_text()
+
+    def looks(self, canvas: bool) -> list[str]:
+        pixels = [self.canvas.evaluate("canvas => canvas.toDataURL()")] if canvas else []
+        return [self.picture.get_attribute("src"), self.text.inner_text(), *pixels]
+
+    def slider(self, label: str, handle: int = 0) -> Locator:
+        row = self.cell.locator(".widget-inline-hbox").filter(has=self.page.get_by_text(label, exact=True))
+        return row.locator(".noUi-handle").nth(handle)
+
+    def press(self, label: str, key: str, handle: int = 0) -> None:
+        self.slider(label, handle).focus()
+        self.page.keyboard.press(key)
+
+    def choose(self, label: str, option: str) -> None:
+        self.cell.get_by_label(label).select_option(label=option)
+
+    def patch(self, row: int, column: int) -> tuple[float, float]:
+        """The middle of a patch on the canvas, in the page's pixels."""
+        self.canvas.scroll_into_view_if_needed()
+        box = self.canvas.bounding_box()
+        return box["x"] + (column + 0.5) * box["width"] / GRID, box["y"] + (row + 0.5) * box["height"] / GRID
+
+    def drag(self, start: tuple[int, int], end: tuple[int, int]) -> None:
+        self.page.mouse.move(*self.patch(*start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.patch(*end), steps=5)
+        self.page.mouse.up()
+
+    def keys(self, *keys: str) -> None:
+        self.canvas.focus()
+        for key in keys:
+            self.page.keyboard.press(key)
+
+
+@pytest.fixture
+def open_explorer(notebook, tmp_path) -> Callable[..., Shown]:
+    def open_explorer(name: str, **options) -> Shown:
+        path, marker = NOTEBOOKS[name]
+        if path is None:
+            path = tmp_path / "made" / f"{name}.ipynb"
+            path.parent.mkdir(exist_ok=True)
+            cells = [SET_UP, f"explorer = {marker}\nexplorer", "assert explorer.error is None"]
+            made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+            made.metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
+            nbformat.write(made, path)
+        return Shown(notebook(path, **options), marker)
+
+    return open_explorer
+
+
+def test_mask_explorer(open_explorer):
+    shown = open_explorer("mask")
+    shown.changes(lambda: shown.press("target blocks", "ArrowLeft"))
+    shown.changes(lambda: shown.press("target scale", "ArrowRight", handle=1))
+    shown.changes(lambda: shown.cell.get_by_role("button", name="released code").click(), "0 to 0")
+    shown.changes(lambda: shown.choose("strategy", "random"))
+    assert shown.slider("target blocks").get_attribute("aria-disabled") == "true" or (
+        shown.cell.locator("[disabled] .noUi-handle").count() > 0
+    )
+    assert "Picture 0" in shown.picture.get_attribute("alt")
+
+
+def test_attention_explorer(open_explorer):
+    shown = open_explorer("attention")
+    shown.changes(lambda: shown.page.mouse.click(*shown.patch(1, 6)), "asked by row 1, column 6", canvas=True)
+    shown.changes(lambda: shown.keys("ArrowDown", "ArrowLeft"), "asked by row 2, column 5", canvas=True)
+    assert shown.status.inner_text() == "Patch at row 2, column 5"
+    shown.changes(lambda: shown.press("layer", "ArrowRight"), "Layer 1")
+
+
+def test_schedule_explorer(open_explorer):
+    shown = open_explorer("schedule")
+    shown.changes(lambda: shown.press("optimiser steps", "ArrowRight"), "of 1100")
+    shown.press("batches a step", "ArrowRight")
+    shown.changes(lambda: shown.choose("progress counts", "batches, of a length in steps (bug)"), "is over early")
+
+
+def test_predictor_explorer(open_explorer):
+    shown = open_explorer("predictor")
+    shown.changes(lambda: shown.drag((3, 3), (5, 4)), "at row 4, column 3", canvas=True)
+    shown.changes(lambda: shown.keys("ArrowUp", "Shift+ArrowRight"), "3 x 4 patches at row 3, column 3", canvas=True)
+    shown.changes(lambda: shown.press("column", "ArrowLeft"), "at row 3, column 2", canvas=True)
+    shown.changes(lambda: shown.choose("context", "upper half"), "context upper half", canvas=True)
+    shown.press("height (patches)", "End")  # eight rows from row 3: they do not fit, and the reader is told
+    shown.error.wait_for()
+    assert "does not fit" in shown.error.inner_text()
+    shown.press("height (patches)", "Home")
+    shown.error.wait_for(state="detached")
+
+
+def test_paint_targets(open_explorer):
+    shown = open_explorer("paint")
+    shown.changes(lambda: shown.drag((6, 5), (7, 7)), "2 blocks", canvas=True)
+    assert shown.status.inner_text() == "Hidden: 2 x 3 patches at row 6, column 5; 2 in all"
+    keys = ["ArrowUp", "ArrowLeft", " ", "ArrowUp", "ArrowUp", "Enter"]
+    shown.changes(lambda: shown.keys(*keys), "3 blocks", canvas=True)
+    assert "Hidden: 3 x 1 patches at row 4, column 6" in shown.status.inner_text()
+    shown.changes(lambda: shown.keys("Delete"), "2 blocks", canvas=True)
+    shown.changes(lambda: shown.cell.get_by_role("button", name="Remove last block").click(), "1 block", canvas=True)
+    shown.cell.get_by_role("button", name="Clear").click()
+    shown.error.wait_for()
+    assert "nothing is hidden" in shown.error.inner_text()
+
+
+def test_canvas_is_sharp_on_dense_screens_and_readable_in_the_dark(open_explorer):
+    shown = open_explorer("attention", scale=2, theme="JupyterLab Dark")
+    width, css = shown.canvas.evaluate("canvas => [canvas.width, canvas.clientWidth]")
+    assert width == 2 * css
+    colours = shown.status.evaluate("e => [getComputedStyle(e).color, getComputedStyle(document.body).color]")
+    red, green, blue = (int(n) for n in colours[0].split("(")[1].rstrip(")").split(",")[:3])
+    assert min(red, green, blue) > 150, colours  # light words on the dark ground
+    shown.changes(lambda: shown.keys("ArrowRight"), canvas=True)
