@@ -11,16 +11,19 @@ DEPENDENCIES := .stamp/dependencies
 SETUP := $(VENV)/.ready
 BENCH := $(VENV)/.ready-bench
 
-.PHONY: help toy lab test lint format bench clean FORCE
+.PHONY: help toy lab classroom test lint format bench clean FORCE
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about eight minutes; ARGS="--data cifar10 --minutes 10" for more
 	$(BIN)/python -m toy_ijepa $(ARGS)
 
 lab: $(SETUP)  ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=chapters $(ARGS)
+
+classroom: $(SETUP)  ## make the students' release of the exercises with nbgrader, in classroom/
+	$(BIN)/python chapters/exercises/classroom.py $(ARGS)
 
 test: $(SETUP)  ## all tests; ARGS="-k masking" for some
 	$(BIN)/python -m pytest $(ARGS)

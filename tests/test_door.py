@@ -27,6 +27,7 @@ def make(*args):
         ("toy", "-m toy_ijepa"),
         ("test", "-m pytest"),
         ("lab", "jupyter lab"),
+        ("classroom", "chapters/exercises/classroom.py"),
         ("lint", "ruff check"),
         ("bench", "-m toy_ijepa.bench"),
         ("help", "this list|grep"),
@@ -41,7 +42,7 @@ def test_targets(target, words):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_help_lists_every_target():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in ("toy", "test", "lab", "lint", "bench", "help"):
+    for target in ("toy", "test", "lab", "classroom", "lint", "bench", "help"):
         assert f"make {target}" in listed
 
 

@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--optimiser", default=TrainConfig(steps=1).optimiser, help="muon or adamw (default %(default)s)")
     p.add_argument("--precision", default="auto", help="auto, fp32 or bf16 (default %(default)s)")
     p.add_argument("--labels", type=int, help="fit the probes on this many training images (default: all)")
+    p.add_argument("--no-pixels", action="store_true", help="leave out the pixel baselines, slow on large sets")
     p.add_argument("--out", type=Path, help="folder to write to (default: a new one under runs/)")
     return p
 
@@ -277,7 +278,8 @@ def run(args: argparse.Namespace) -> int:
     train_set, test_set = job.data
     side = job.dial["image_size"]
     print(f"{args.data}: {len(train_set)} training, {len(test_set)} test pictures of {side} px; writing to {job.out}")
-    if job.labelled:
+    if job.labelled and not args.no_pixels:
+        print("first the baseline: probing pixels (--no-pixels leaves it out)", flush=True)
         job.scores = {name: [scores] for name, scores in probe_pixels(job.labelled, args.seed[0]).items()}
     for seed in args.seed:
         job.probe("random", build_encoder(seed=seed, **job.dial), seed)

@@ -125,6 +125,7 @@ def lightly(precision: str) -> Step:
 CANDIDATES: dict[str, Callable[[], Step]] = {
     "ours fp32": lambda: ours("fp32"),
     "ours bf16": lambda: ours("bf16"),
+    "ours fp32, joint predictor": lambda: ours("fp32", "joint"),
     "ours bf16, joint predictor": lambda: ours("bf16", "joint"),
     "lightly fp32": lambda: lightly("fp32"),
     "lightly bf16": lambda: lightly("bf16"),

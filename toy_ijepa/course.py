@@ -1,4 +1,4 @@
-"""What every chapter needs beside its idea: pictures, shipped weights, figures with a description, a word of welcome."""
+"""What every chapter needs beside its idea: pictures, shipped weights, figures with a description."""
 
 # Shape legend:  S pictures  C channels  H,W pixels
 
@@ -60,12 +60,12 @@ def hurried() -> bool:
     return os.environ.get("IJEPA_HURRY", "0") not in ("", "0")
 
 
-def pretrained(method: str = "ijepa") -> nn.Module:
-    """The shipped toy, trained on the pictures that this course uses here. Raises FileNotFoundError if there is none.
+def pretrained(method: str = "ijepa", data: str | None = None) -> nn.Module:
+    """The shipped toy: `method` "ijepa" or "mae", trained on `data` (default: the pictures that this course uses here).
 
-    How it was trained stands in assets/weights/README.md.
+    How it was trained stands in assets/weights/README.md. Raises FileNotFoundError if there is no such file.
     """
-    model, _ = load_model(ASSETS / "weights" / f"{method}-{source()}.safetensors")
+    model, _ = load_model(ASSETS / "weights" / f"{method}-{data or source()}.safetensors")
     return model
 
 

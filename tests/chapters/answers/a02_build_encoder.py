@@ -1,0 +1,93 @@
+"""Answers to chapters/exercises/02_build_encoder.ipynb."""
+
+ANSWERS = {
+    "ex1": {
+        "wrong": {
+            "not scaled": "return (q @ k.transpose(-2, -1)).softmax(-1) @ v",
+            "softmax over the queries": "return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-2) @ v",
+            "scaled by d": "return (q @ k.transpose(-2, -1) / q.shape[-1]).softmax(-1) @ v",
+            "weights scaled instead of scores": "return (q @ k.transpose(-2, -1)).softmax(-1) / q.shape[-1] ** 0.5 @ v",
+            "no softmax": "return q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 @ v",
+        },
+        "right": {
+            "the fused kernel": "return F.scaled_dot_product_attention(q, k, v)",
+            "einsum": """
+                scores = torch.einsum("band,bamd->banm", q, k) * q.shape[-1] ** -0.5
+                return torch.einsum("banm,bamd->band", scores.softmax(-1), v)
+            """,
+        },
+    },
+    "ex2": {
+        "wrong": {
+            "silent bug 1: True for padding": """
+                padding = torch.arange(k.shape[2]) >= lengths[:, None]
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=padding[:, None, None, :])
+            """,
+            "queries masked instead of keys": """
+                real = torch.arange(k.shape[2]) < lengths[:, None]
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, :, None])
+            """,
+            "a float mask of ones": """
+                padding = torch.arange(k.shape[2]) >= lengths[:, None]
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=padding[:, None, None, :].to(q.dtype))
+            """,
+            "values set to zero, weights kept": """
+                real = torch.arange(k.shape[2]) < lengths[:, None]
+                return F.scaled_dot_product_attention(q, k, v * real[:, None, :, None])
+            """,
+            "the longest set's mask for all": """
+                real = torch.arange(k.shape[2]) < lengths.max()
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=real[None, None, None, :])
+            """,
+        },
+        "right": {
+            "minus infinity": """
+                padding = torch.arange(k.shape[2]) >= lengths[:, None]
+                scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+                return scores.masked_fill(padding[:, None, None, :], -torch.inf).softmax(-1) @ v
+            """,
+            "turned round": """
+                padding = torch.arange(k.shape[2]) >= lengths[:, None]
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=~padding[:, None, None, :])
+            """,
+        },
+    },
+    "ex3": {
+        "wrong": {
+            "post-norm": """
+                x = norm1(x + attention(x))
+                return norm2(x + mlp(x))
+            """,
+            "parallel": "return x + attention(norm1(x)) + mlp(norm2(x))",
+            "no additions": "return mlp(norm2(attention(norm1(x))))",
+            "one norm forgotten": """
+                x = x + attention(norm1(x))
+                return x + mlp(x)
+            """,
+            "norms exchanged": """
+                x = x + attention(norm2(x))
+                return x + mlp(norm1(x))
+            """,
+        },
+        "right": {
+            "in one line": """
+                return (middle := x + attention(norm1(x))) + mlp(norm2(middle))
+            """
+        },
+    },
+    "ex4": {
+        "wrong": {
+            "as it was": """
+                x = gather_tokens(patch_embed(images), keep)
+                return x + positions[: keep.shape[1]]
+            """,
+            "the first image's places for all": "return gather_tokens(patch_embed(images), keep) + positions[keep[0]]",
+            "off by one": "return gather_tokens(patch_embed(images), keep) + positions[(keep + 1) % len(positions)]",
+            "no positions": "return gather_tokens(patch_embed(images), keep)",
+            "indexing every image with every choice": "return (patch_embed(images) + positions)[:, keep]",
+        },
+        "right": {
+            "positions picked with the same index": "return gather_tokens(patch_embed(images), keep) + positions[keep]"
+        },
+    },
+}

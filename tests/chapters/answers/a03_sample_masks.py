@@ -1,0 +1,125 @@
+"""Answers to chapters/exercises/03_sample_masks.ipynb."""
+
+ANSWERS = {
+    "ex1": {
+        "wrong": {
+            "bound exclusive": """
+                top = torch.randint(0, grid[0] - size[0], (count,), generator=generator)
+                left = torch.randint(0, grid[1] - size[1], (count,), generator=generator)
+                return top, left
+            """,
+            "sticks out": """
+                top = torch.randint(0, grid[0], (count,), generator=generator)
+                left = torch.randint(0, grid[1], (count,), generator=generator)
+                return top, left
+            """,
+            "one number for both": """
+                u = torch.rand(count, generator=generator)
+                return (u * (grid[0] - size[0] + 1)).long(), (u * (grid[1] - size[1] + 1)).long()
+            """,
+            "rounding: the ends come half as often": """
+                top = (torch.rand(count, generator=generator) * (grid[0] - size[0])).round().long()
+                left = (torch.rand(count, generator=generator) * (grid[1] - size[1])).round().long()
+                return top, left
+            """,
+        },
+        "right": {
+            "rounded down": """
+                top = (torch.rand(count, generator=generator) * (grid[0] - size[0] + 1)).long()
+                left = (torch.rand(count, generator=generator) * (grid[1] - size[1] + 1)).long()
+                return top, left
+            """
+        },
+    },
+    "ex2": {
+        "wrong": {
+            "as it was": """
+                u = torch.rand((), generator=generator).item()
+                return 0.15 + (0.2 - 0.15) * u, 0.75 + (1.5 - 0.75) * u
+            """,
+            "the same number turned round": """
+                u = torch.rand((), generator=generator).item()
+                return 0.15 + (0.2 - 0.15) * u, 1.5 - (1.5 - 0.75) * u
+            """,
+            "a new generator every time": """
+                generator = torch.Generator().manual_seed(0)
+                return uniform(0.15, 0.2, generator), uniform(0.75, 1.5, generator)
+            """,
+            "always square": "return uniform(0.15, 0.2, generator), 1.0",
+            "ranges exchanged": "return uniform(0.75, 1.5, generator), uniform(0.15, 0.2, generator)",
+        },
+        "right": {
+            "two numbers at once": """
+                u, v = torch.rand(2, generator=generator).tolist()
+                return 0.15 + 0.05 * u, 0.75 + 0.75 * v
+            """
+        },
+    },
+    "ex3": {
+        "wrong": {
+            "the first in reading order": """
+                allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
+                allowed.scatter_(1, targets.flatten(1), False)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context")
+                return allowed.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+            """,
+            "targets never taken out": """
+                return block[:, torch.randperm(block.shape[1], generator=generator)]
+            """,
+            "everything but the targets, without a block": """
+                allowed = torch.ones(B, patches, dtype=torch.bool).scatter_(1, targets.flatten(1), False)
+                return torch.multinomial(allowed.float(), int(allowed.sum(1).min()), generator=generator)
+            """,
+            "as long as the largest": """
+                allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
+                allowed.scatter_(1, targets.flatten(1), False)
+                ticket = torch.rand(B, patches, generator=generator).masked_fill(~allowed, -1.0)
+                return ticket.topk(int(allowed.sum(1).max()), dim=1).indices
+            """,
+            "with replacement": """
+                allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
+                allowed.scatter_(1, targets.flatten(1), False)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context")
+                return torch.multinomial(allowed.float(), count, replacement=True, generator=generator)
+            """,
+            "an empty context without a word": """
+                allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
+                allowed.scatter_(1, targets.flatten(1), False)
+                ticket = torch.rand(B, patches, generator=generator).masked_fill(~allowed, -1.0)
+                return ticket.topk(int(allowed.sum(1).min()), dim=1).indices
+            """,
+        },
+        "right": {
+            "multinomial": """
+                allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
+                allowed.scatter_(1, targets.flatten(1), False)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context")
+                return torch.multinomial(allowed.float(), count, generator=generator)
+            """,
+            "with sets": """
+                pairs = zip(block.tolist(), targets.flatten(1).tolist(), strict=True)
+                left = [sorted(set(seen) - set(hidden)) for seen, hidden in pairs]
+                count = min(len(row) for row in left)
+                if not count:
+                    raise ValueError("no context")
+                rows = [torch.tensor(row)[torch.randperm(len(row), generator=generator)[:count]] for row in left]
+                return torch.stack(rows)
+            """,
+        },
+    },
+    "ex4": {
+        "wrong": {
+            "targets that never overlap": 'return {"share": 0.925 - 4 * 0.175, "larger batch": "shrinks"}',
+            "the context block alone": 'return {"share": 0.925, "larger batch": "shrinks"}',
+            "the batch does not matter": 'return {"share": 0.43, "larger batch": "stays"}',
+            "cut to the largest": 'return {"share": 0.43, "larger batch": "grows"}',
+        },
+        "right": {"a rounder number": 'return {"share": 0.4, "larger batch": "shrinks"}'},
+    },
+}

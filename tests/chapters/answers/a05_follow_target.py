@@ -1,0 +1,92 @@
+"""Answers to chapters/exercises/05_follow_target.ipynb."""
+
+ANSWERS = {
+    "ex1": {
+        "wrong": {
+            "add for add_": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.mul_(momentum).add(o, alpha=1.0 - momentum)
+            """,
+            "no underscore at all": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t = t.mul(momentum).add(o, alpha=1.0 - momentum)
+            """,
+            "weights exchanged": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.mul_(1.0 - momentum).add_(o, alpha=momentum)
+            """,
+            "a copy": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.copy_(o)
+            """,
+            "one memory for both": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.data = o.data
+            """,
+            "the online encoder moves too": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.mul_(momentum).add_(o.mul_(1.0 - momentum))
+            """,
+        },
+        "right": {
+            "lerp_": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.lerp_(o, 1.0 - momentum)
+            """,
+            "copy_ of the sum": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.copy_(momentum * t + (1.0 - momentum) * o)
+            """,
+        },
+    },
+    "ex2": {
+        "wrong": {
+            "half-lives": 'return {0.9: 6.6, 0.99: 69, 0.996: 173, "left": 0.67}',
+            "hardly different": 'return {0.9: 10, 0.99: 20, 0.996: 30, "left": 0.67}',
+            "gone after 100": 'return {0.9: 10, 0.99: 100, 0.996: 250, "left": 0.05}',
+            "nothing forgotten": 'return {0.9: 10, 0.99: 100, 0.996: 250, "left": 0.996}',
+            "a straight line": 'return {0.9: 10, 0.99: 100, 0.996: 250, "left": 1 - 100 * 0.004}',
+        },
+        "right": {"exact": 'return {0.9: 9.49, 0.99: 99.5, 0.996: 249.5, "left": 0.996**100}'},
+    },
+    "ex3": {
+        "wrong": {
+            "a low loss is learning": 'return {"lower loss": "with", "higher std": "with"}',
+            "freedom helps": 'return {"lower loss": "without", "higher std": "without"}',
+            "both the wrong way round": 'return {"lower loss": "with", "higher std": "without"}',
+        },
+    },
+    "ex4": {
+        "wrong": {
+            "mean kept": """
+                variances = torch.linalg.svdvals(features).square()
+                return torch.special.entr(variances / variances.sum()).sum().exp().item()
+            """,
+            "singular values for variances": """
+                values = torch.linalg.svdvals(features - features.mean(0))
+                return torch.special.entr(values / values.sum()).sum().exp().item()
+            """,
+            "the plain rank": "return float(torch.linalg.matrix_rank(features - features.mean(0)))",
+            "no exp": """
+                variances = torch.linalg.svdvals(features - features.mean(0)).square()
+                return torch.special.entr(variances / variances.sum()).sum().item()
+            """,
+            "nan where a share is 0": """
+                variances = torch.linalg.eigvalsh((features - features.mean(0)).T @ (features - features.mean(0)))
+                p = (variances / variances.sum()).round(decimals=6)
+                return (-(p * p.log()).sum()).exp().item()
+            """,
+            "features standardised": """
+                x = (features - features.mean(0)) / features.std(0)
+                variances = torch.linalg.svdvals(x).square()
+                return torch.special.entr(variances / variances.sum()).sum().exp().item()
+            """,
+        },
+        "right": {
+            "from the covariance": """
+                variances = torch.linalg.eigvalsh(torch.cov(features.T.double())).clamp_min(0)
+                return torch.special.entr(variances / variances.sum()).sum().exp().item()
+            """
+        },
+    },
+}

@@ -1,0 +1,176 @@
+"""What nbval does not see: the frame of a chapter, its imports, its definitions, its stored outputs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
+
+# Rooms that each chapter opens; a chapter may use those of the chapters before it.
+ROOMS = {
+    0: {"course", "drawings", "plots", "imagination", "masking"},
+    1: {"data", "shapes", "patches"},
+    2: {"encoder", "widgets.attention"},
+    3: {"masking", "widgets.mask"},
+    4: {"predictor", "widgets.predictor"},
+    5: {"ema", "diagnostics", "widgets.schedule"},
+    6: {"jepa", "schedules", "training", "recipe"},
+    7: {"probing", "imagination", "widgets.paint"},
+    8: {"mae"},
+}
+PREVIEW = {0: {"imagination", "masking"}}  # the welcome looks ahead; the chapters after it may not
+HEADINGS = ["you can", "Predict first", "Play", "Exercise", "The whole idea in one cell", "What changed since"]
+LONGEST = 36  # lines of a code cell without blanks: the longest definition shown whole
+
+
+def cells(path: Path, kind: str = "code") -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def text(path: Path) -> str:
+    return "\n\n".join(source(cell) for cell in cells(path, "markdown"))
+
+
+def trees(path: Path) -> list[ast.Module]:
+    return [ast.parse(source(cell)) for cell in cells(path)]
+
+
+def number(path: Path) -> int:
+    return int(path.name[:2])
+
+
+def opened(chapter: int) -> set[str]:
+    own = {room for n, rooms in ROOMS.items() if n <= chapter for room in rooms - PREVIEW.get(n, set())}
+    return own | PREVIEW.get(chapter, set())
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Modules of the package that a cell imports, without the package's name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "toy_ijepa":
+            rest = node.module.removeprefix("toy_ijepa").lstrip(".")
+            found |= {rest} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("toy_ijepa.") for a in node.names if a.name.startswith("toy_ijepa")}
+    return found
+
+
+def bare(node: ast.AST) -> str:
+    """A definition without its docstrings."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner) is not None:
+            inner.body = inner.body[1:] or [ast.Pass()]
+    return ast.dump(node)
+
+
+def definitions(tree: ast.Module) -> dict[str, str]:
+    return {node.name: bare(node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def package(chapter: int) -> dict[str, str]:
+    """Public definitions of the rooms opened up to this chapter."""
+    found = {}
+    for room in opened(chapter) - {"drawings", "plots", "course"}:
+        path = ROOT / "toy_ijepa" / f"{room.replace('.', '/')}.py"
+        found |= {n: d for n, d in definitions(ast.parse(path.read_text())).items()}
+    return found
+
+
+def test_chapters_are_numbered_without_gap():
+    assert [number(path) for path in CHAPTERS] == list(range(len(CHAPTERS)))
+    assert len(CHAPTERS) >= len(ROOMS)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+class TestChapter:
+    def test_has_the_frame(self, path):
+        words = text(path)
+        headings = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
+        place = 0
+        for wanted in HEADINGS:
+            rest = [n for n in range(place, len(headings)) if wanted.lower() in headings[n].lower()]
+            assert rest, f"no heading with {wanted!r} after {headings[max(place - 1, 0)]!r}"
+            place = rest[0] + 1
+        assert re.search(r"\*\*runs in\*\* about [\d.]+ minutes?", words)
+        assert "**memory**" in words
+        assert "**Read on**" in words
+        assert f"exercises/{path.name}" in words
+
+    def test_objectives_name_checks_that_exist(self, path):
+        promised = set(re.findall(r"checks? ((?:\d+\.\d+(?:, )?)+)\)", text(path).split("## ")[1]))
+        promised = {c for group in promised for c in group.split(", ")}
+        kept = {m for cell in cells(path) for m in re.findall(r"check (\d+\.\d+) passed", source(cell))}
+        assert promised
+        assert promised == kept
+
+    def test_imports_only_opened_rooms(self, path):
+        for tree in trees(path):
+            assert imported(tree) <= opened(number(path)), "a room of a later chapter"
+
+    def test_definitions_are_those_of_the_package(self, path):
+        theirs = package(number(path))
+        shared = {n: d for tree in trees(path) for n, d in definitions(tree).items() if n in theirs}
+        for name, definition in shared.items():
+            assert definition == theirs[name], f"{name} differs from the package's"
+        assert shared or number(path) == 0, "a chapter builds something that the package has"
+
+    def test_cells_are_short(self, path):
+        for cell in cells(path):
+            lines = [line for line in source(cell).splitlines() if line.strip()]
+            assert len(lines) <= LONGEST, f"{cell['id']} has {len(lines)} lines"
+
+    def test_outputs_are_stored_in_order_without_errors(self, path):
+        counts = [cell["execution_count"] for cell in cells(path)]
+        assert counts == list(range(1, len(counts) + 1)), "run the chapter from top to bottom and store it"
+        for cell in cells(path):
+            for output in cell["outputs"]:
+                assert output["output_type"] != "error", cell["id"]
+                assert output.get("name") != "stderr", cell["id"]
+            if "print(" in source(cell) or "show(" in source(cell):
+                assert cell["outputs"] or "def " in source(cell), f"{cell['id']} stores no output"
+
+    def test_outputs_come_from_real_pictures(self, path):
+        said = "".join("".join(o.get("text", "")) for cell in cells(path) for o in cell["outputs"])
+        if "course.pictures" in "".join(map(source, cells(path))):
+            assert "Pictures: CIFAR-10" in said
+
+    def test_figures_are_described_and_small(self, path):
+        for cell in cells(path):
+            for output in cell["outputs"]:
+                data = output.get("data", {})
+                if "image/png" in data:
+                    assert len(output["metadata"]["image/png"]["alt"]) > 20, cell["id"]
+                    assert "<img alt=" in "".join(data["text/html"])
+        assert path.stat().st_size < 3_000_000
+
+    def test_no_unknown_magic_hides_a_cell(self, path):
+        """nbval calls a cell passed that begins with an unknown %%magic, without running the rest."""
+        for cell in cells(path):
+            assert not re.search(r"^\s*[%!]", source(cell), re.MULTILINE), cell["id"]
+
+    def test_no_expected_error_outlives_its_cause(self, path):
+        """nbval accepts a raises-exception cell that no longer raises; chapters use try/except and say so."""
+        for cell in cells(path):
+            assert "raises-exception" not in cell["metadata"].get("tags", [])
+
+    def test_compared_outputs_are_marked_alone_on_their_line(self, path):
+        for cell in cells(path):
+            for line in source(cell).splitlines():
+                assert "NBVAL" not in line or line.strip() == "# NBVAL_CHECK_OUTPUT", cell["id"]
+
+    def test_links_lead_somewhere(self, path):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text(path)):
+            assert (path.parent / target).exists(), target
+        for target in re.findall(r"`((?:chapters|assets|toy_ijepa)/[\w./]+\.\w+)`", text(path)):
+            assert (ROOT / target).exists(), target

@@ -1,0 +1,139 @@
+"""Drawings that explain: each returns a matplotlib Figure and writes nothing."""
+
+# Shape legend:  h,w grid (patches)  N = h*w patches  P patch side (pixels)  D width  A heads
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from toy_ijepa.patches import patchify
+from toy_ijepa.plots import CONTEXT, TARGETS, grid_of, show
+
+GREY = (0.85, 0.85, 0.85)
+
+
+def box(ax, x: float, y: float, text: str, colour=GREY, width: float = 2.2, height: float = 0.8) -> None:
+    """A rounded box centred at (x, y)."""
+    corner = (x - width / 2, y - height / 2)
+    shape = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05", facecolor=(*colour, 0.35), edgecolor="0.3")
+    ax.add_patch(shape)
+    ax.text(x, y, text, ha="center", va="center", fontsize=9)
+
+
+def arrow(ax, start: tuple[float, float], end: tuple[float, float], text: str = "", style: str = "-") -> None:
+    """An arrow with a word beside it."""
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, linestyle=style, color="0.2"))
+    if text:
+        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        ax.text(middle[0], middle[1] + 0.12, text, ha="center", va="bottom", fontsize=8)
+
+
+def overview() -> Figure:
+    """The method in one picture: who sees what, where the gradient flows, and where it does not."""
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    ax = figure.subplots()
+    box(ax, 1.0, 2.6, "image, only the\ncontext patches")
+    box(ax, 1.0, 0.6, "image, whole")
+    box(ax, 4.2, 2.6, "context encoder", CONTEXT)
+    box(ax, 4.2, 0.6, "target encoder", TARGETS[1])
+    box(ax, 7.4, 2.6, "predictor\n(narrow)", CONTEXT)
+    box(ax, 7.4, 0.6, "features of the\nhidden blocks")
+    box(ax, 10.4, 1.6, "loss:\nhow far apart?", TARGETS[0], width=1.9)
+    arrow(ax, (2.15, 2.6), (3.05, 2.6))
+    arrow(ax, (5.35, 2.6), (6.25, 2.6), "features")
+    arrow(ax, (8.55, 2.6), (9.5, 1.85))
+    ax.text(9.2, 2.45, "predicted", fontsize=8)
+    arrow(ax, (2.15, 0.6), (3.05, 0.6))
+    arrow(ax, (5.35, 0.6), (6.25, 0.6))
+    ax.text(5.8, 0.05, "no gradient", fontsize=8, ha="center")
+    arrow(ax, (8.55, 0.6), (9.5, 1.35))
+    ax.text(9.2, 0.65, "true", fontsize=8)
+    arrow(ax, (4.2, 2.15), (4.2, 1.05), style="--")
+    ax.text(4.35, 1.6, "moving average\nof the weights", fontsize=8, va="center")
+    arrow(ax, (7.4, 3.6), (7.4, 3.05))
+    ax.text(7.4, 3.7, "where are the hidden blocks?", fontsize=8, ha="center")
+    ax.set_xlim(-0.3, 11.6)
+    ax.set_ylim(-0.1, 4.0)
+    ax.axis("off")
+    return figure
+
+
+def numbered_patches(image: Tensor, patch: int) -> Figure:
+    """An image (C, H, W) and its patches (uint8), pulled apart and numbered in token order."""
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    show(left, image, f"{image.shape[1]} x {image.shape[2]} pixels")
+    pieces = patchify(image[None], patch)[0].reshape(-1, image.shape[0], patch, patch)
+    h, w = image.shape[1] // patch, image.shape[2] // patch
+    gap = max(patch // 2, 1)
+    canvas = torch.full((image.shape[0], h * (patch + gap), w * (patch + gap)), 255, dtype=torch.uint8)
+    for n, piece in enumerate(pieces):
+        top, across = n // w * (patch + gap), n % w * (patch + gap)
+        canvas[:, top : top + patch, across : across + patch] = piece
+        right.text(across + patch + gap / 2 - 0.5, top + patch / 2 - 0.5, str(n), fontsize=5, ha="center", va="center")
+    show(right, canvas, f"{len(pieces)} tokens, numbered row by row")
+    return figure
+
+
+def maps(values: Sequence[Tensor], titles: Sequence[str], columns: int = 0, signed: bool = False) -> Figure:
+    """Maps (h, w) side by side on one colour scale; `signed` centres it on zero."""
+    columns = columns or len(values)
+    rows = -(-len(values) // columns)
+    figure, axes = grid_of(rows, columns, cell=1.6)
+    top = max(v.abs().max().item() if signed else v.max().item() for v in values)
+    low = -top if signed else min(0.0, *(v.min().item() for v in values))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, value, title in zip(axes.flat, values, titles, strict=False):
+        drawn = ax.imshow(value.float(), vmin=low, vmax=top, cmap="RdBu_r" if signed else "viridis")
+        ax.set_title(title, fontsize=8)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01).ax.tick_params(labelsize=7)
+    return figure
+
+
+def pictures(images: Sequence[Tensor], titles: Sequence[str] = (), columns: int = 8, cell: float = 1.0) -> Figure:
+    """Images (C, H, W), uint8 or in [0, 1], in rows."""
+    columns = min(columns, len(images))
+    figure, axes = grid_of(-(-len(images) // columns), columns, cell)
+    for ax in axes.flat:
+        ax.axis("off")
+    for number, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        ax.axis("on")
+        show(ax, image, titles[number] if titles else "")
+        ax.title.set_fontsize(7)
+    return figure
+
+
+def curves(lines: dict[str, Sequence[float]], xlabel: str, ylabel: str, x: Sequence[float] | None = None) -> Figure:
+    """Named curves in one plot, told apart by line style as well as colour."""
+    figure = Figure(figsize=(5.6, 2.8), layout="constrained")
+    ax = figure.subplots()
+    for number, (name, values) in enumerate(lines.items()):
+        style = ["-", "--", ":", "-."][number % 4]
+        ax.plot(range(len(values)) if x is None else x, values, style, label=name)
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.set_ylabel(ylabel, fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def bars(
+    values: dict[str, float], spread: dict[str, float] | None = None, xlabel: str = "", base: float | None = None
+) -> Figure:
+    """Named bars with the spread as whiskers and, at `base`, a line to compare with."""
+    figure = Figure(figsize=(6.0, 0.36 * len(values) + 0.8), layout="constrained")
+    ax = figure.subplots()
+    names = list(values)[::-1]
+    wide = [spread[n] for n in names] if spread else None
+    ax.barh(names, [values[n] for n in names], xerr=wide, color=TARGETS[1], alpha=0.6, capsize=3)
+    if base is not None:
+        ax.axvline(base, color="0.2", linestyle="--", linewidth=1)
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.tick_params(labelsize=8)
+    return figure
