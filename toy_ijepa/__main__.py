@@ -15,7 +15,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -105,14 +105,6 @@ def probe_pixels(data: tuple[ImageSet, ImageSet], seed: int) -> dict[str, dict[s
     return {name: all_scores({"": x[0]}, {"": x[1]}, data, seed) for name, x in (("pixels", raw), ("pixels-pca", few))}
 
 
-def summary(runs: list[dict[str, float]]) -> dict:
-    """Mean of each score over seeds, its spread (sample standard deviation, None for one seed), and every value."""
-    names = runs[0].keys()
-    means = {n: round(mean(r[n] for r in runs), 2) for n in names}
-    spread = {n: round(stdev(r[n] for r in runs), 2) if len(runs) > 1 else None for n in names}
-    return {**means, "spread": spread, "runs": [{n: round(r[n], 2) for n in names} for r in runs]}
-
-
 def table(probes: dict[str, dict]) -> str:
     """The probes as a text table: accuracy in %, and the spread over seeds where there are several."""
     lines = [f"{'':34}{'linear':>14}{'last 4 layers':>16}{'kNN':>14}"]
@@ -151,7 +143,7 @@ class Job:
     def write_metrics(self) -> dict[str, dict]:
         """Write all that is known so far to metrics.json; returns the summary of the probes."""
         order = [*BASELINES, *self.args.method]
-        probes = {name: summary(self.scores[name]) for name in order if name in self.scores}
+        probes = {name: probing.summary(self.scores[name]) for name in order if name in self.scores}
         first = self.training[self.args.method[0]]
         settings = {k: v for k, v in asdict(self.config).items() if k != "seed"}
         metrics = dict(

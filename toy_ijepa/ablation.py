@@ -1,6 +1,6 @@
 """What happens when one dial of the toy is turned: the ablations that a laptop can show, with the spread over seeds.
 
-python -m toy_ijepa.ablation --data cifar10 --steps 400 --seed 0 1 2 --out assets/results/ablations.json
+python -m toy_ijepa.ablation --data cifar10 --steps 400 --seed 0 1 2 --jobs 2 --out assets/results/ablations.json
 """
 
 # Shape legend:  B images  M target blocks  T patches of a block  D width
@@ -11,13 +11,14 @@ import argparse
 import json
 import shlex
 import sys
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toy_ijepa import probing
@@ -38,13 +39,14 @@ class NoStop(IJEPA):
         self.target = self.encoder
 
     def targets(self, images: Tensor, target_idx: Tensor) -> Tensor:
-        x = F.layer_norm(self.target(images), (self.target.width,))  #         (B, N, D)
-        index = target_idx.flatten(1)[..., None].expand(-1, -1, x.shape[-1])
-        return x.gather(1, index).reshape(*target_idx.shape, -1)  #            (B, M, T, D)
+        return IJEPA.targets.__wrapped__(self, images, target_idx)  #  the same, without its torch.no_grad
 
     def after_step(self, progress: float) -> float:
         return 0.0
 
+
+MEASURED = ("linear", "knn", "std", "rank", "position")
+UNTRAINED = "random encoder"
 
 # name -> what differs from the default recipe, grouped as the chapters discuss them
 VARIANTS: dict[str, dict] = {
@@ -94,17 +96,29 @@ def score(model: nn.Module, data: tuple[ImageSet, ImageSet], seed: int) -> dict[
     found = probing.probe(x[0], data[0].labels, x[1], data[1].labels, seed)
     with torch.no_grad():
         state = health(model.probed(probing.normalise(data[1].images[:1000])))
-    return dict(linear=found.linear, knn=found.knn, std=state.std, rank=state.rank, position=state.position)
+    values = found.linear, found.knn, state.std, state.rank, state.position
+    return dict(zip(MEASURED, values, strict=True))
 
 
-def summary(rows: list[dict[str, float]]) -> dict:
-    """Mean, sample standard deviation (None for one seed) and every value of each measurement."""
-    names = rows[0].keys()
-    return dict(
-        mean={n: round(mean(r[n] for r in rows), 3) for n in names},
-        spread={n: round(stdev(r[n] for r in rows), 3) if len(rows) > 1 else None for n in names},
-        runs=[{n: round(r[n], 3) for n in names} for r in rows],
-    )
+# what a worker of the pool keeps between runs: training pictures, and the labelled ones of the probes
+worker: dict[str, Any] = {}
+
+
+def prepare(name: str, labels: int, threads: int) -> None:
+    """Load the pictures of this process once and give it its share of the cores."""
+    torch.set_num_threads(threads)
+    pictures, test = load(name, "train"), load(name, "test")
+    some = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:labels]
+    labelled = ImageSet(pictures.images[some], pictures.labels[some], pictures.classes)
+    worker.update(images=pictures.images, data=(labelled, test))
+
+
+def run(name: str, seed: int, steps: int) -> dict[str, float]:
+    """Scores of one variant trained from one seed, or of a random encoder for the name UNTRAINED."""
+    model = build(seed, **VARIANTS.get(name, {}))
+    if name != UNTRAINED:
+        train(model, worker["images"], TrainConfig(steps=steps, seed=seed), progress=False)
+    return score(model, worker["data"], seed)
 
 
 def main() -> int:
@@ -114,28 +128,37 @@ def main() -> int:
     p.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="runs of each variant (default 0 1 2)")
     p.add_argument("--only", nargs="+", default=list(VARIANTS), help="some of the variants, by name")
     p.add_argument("--labels", type=int, default=10_000, help="training pictures of the probes (default %(default)s)")
+    p.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default %(default)s)")
     p.add_argument("--out", type=Path, required=True, help="JSON file to write, after every variant")
     args = p.parse_args()
+    threads = max(torch.get_num_threads() // args.jobs, 1)
     try:
-        chosen = {name: lookup(VARIANTS, name, "variant") for name in args.only}
-        pictures, test = load(args.data, "train"), load(args.data, "test")
+        for name in args.only:
+            lookup(VARIANTS, name, "variant")
+        prepare(args.data, args.labels, threads)  # here too: bad input is said at once, and the cache is written once
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    some = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[: args.labels]
-    data = ImageSet(pictures.images[some], pictures.labels[some], pictures.classes), test
-    found = {"random encoder": summary([score(build(seed), data, seed) for seed in args.seed])}
     command = shlex.join(["python", "-m", "toy_ijepa.ablation", *sys.argv[1:]])
-    for name, changed in chosen.items():
-        rows = []
-        for seed in args.seed:
-            model = build(seed, **changed)
-            train(model, pictures.images, TrainConfig(steps=args.steps, seed=seed), progress=False)
-            rows.append(score(model, data, seed))
-        found[name] = summary(rows)
-        print(f"{name:32}" + "".join(f"{k} {v:7.2f}  " for k, v in found[name]["mean"].items()), flush=True)
-        args.out.write_text(json.dumps(dict(command=command, data=args.data, variants=found), indent=1) + "\n")
+    found = {}
+    with pool(args.jobs, (args.data, args.labels, threads)) as workers:
+        runs = {
+            name: [workers.submit(run, name, seed, args.steps) for seed in args.seed]
+            for name in [UNTRAINED, *args.only]
+        }
+        for name, pending in runs.items():
+            found[name] = probing.summary([r.result() for r in pending])
+            line = "".join(f"{k} {found[name][k]:7.2f}  " for k in MEASURED)
+            print(f"{name:32}{line}", flush=True)
+            args.out.write_text(json.dumps(dict(command=command, data=args.data, variants=found), indent=1) + "\n")
     return 0
+
+
+def pool(jobs: int, prepared: tuple) -> Executor:
+    """`jobs` processes, or a thread of this one, which is prepared already."""
+    if jobs == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(jobs, get_context("spawn"), initializer=prepare, initargs=prepared)
 
 
 if __name__ == "__main__":

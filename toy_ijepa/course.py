@@ -9,9 +9,8 @@ import html
 import io
 import os
 import platform
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -82,6 +81,16 @@ def show(figure: Figure, alt: str, dpi: int = 90) -> None:
     display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
 
 
+def part_of(kind: type) -> Callable[[Callable], Callable]:
+    """Decorator: the function becomes a method of `kind`, so that a long class can be read in several cells."""
+
+    def add(method: Callable) -> Callable:
+        setattr(kind, method.__name__, method)
+        return method
+
+    return add
+
+
 @contextmanager
 def stopwatch(what: str) -> Iterator[None]:
     """Print how long the body took, rounded: "training: about 42 s"."""
@@ -96,4 +105,4 @@ def environment() -> None:
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"bf16 on this processor: {'yes, used for training' if uses_bf16(device) else 'no, training runs in fp32'}")
     print(f"graphics card: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none, none needed'}")
-    print(f"in a hurry (IJEPA_HURRY): {'yes' if hurried() else 'no'}", file=sys.stdout)
+    print(f"in a hurry (IJEPA_HURRY): {'yes' if hurried() else 'no'}")

@@ -14,9 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from toy_ijepa import plots
-
-STYLES = ("-", "--", ":", "-.")
+from toy_ijepa import drawings, plots
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -91,37 +89,24 @@ def numbers(values: Any) -> list[float] | None:
 
 
 def curves(lines: Mapping[str, Any], x: str, y: str) -> Figure:
-    """A line for each sequence of numbers, in different dashes; the legend says what became of the others.
-
-    x, y  words for the axes
-    """
-    figure = Figure(figsize=(5.4, 2.6), layout="constrained")
-    ax = figure.subplots()
-    for i, (label, line) in enumerate(lines.items()):
-        found = numbers(line)
-        label = label if found is not None else f"{label}: {told(line)}"
-        ax.plot(found or [], STYLES[i % len(STYLES)], label=label, linewidth=2.5 - 0.5 * min(i, 3))
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.legend(fontsize=8)
-    return figure
+    """A line for each sequence of numbers; the legend says what became of the others. x, y are words for the axes."""
+    found = {label: numbers(line) for label, line in lines.items()}
+    named = {
+        label if values is not None else f"{label}: {told(lines[label])}": values or []
+        for label, values in found.items()
+    }
+    return drawings.curves(named, x, y)
 
 
 def bars(values: Mapping[str, Any], x: str) -> Figure:
-    """A labelled bar for each number, the first on top; words for what is not a number.
-
-    x  words for the axis
-    """
-    figure = Figure(figsize=(5.4, 0.6 + 0.34 * len(values)), layout="constrained")
-    ax = figure.subplots()
-    for i, (label, value) in enumerate(values.items()):
+    """A labelled bar for each number, the first on top; words for what is not a number. x is a word for the axis."""
+    named = {}
+    for label, value in values.items():
         found = numbers([value])
-        ax.barh(i, found[0] if found else 0.0, color=f"C{i}", alpha=0.45)
-        word = told(value) if found is None else f"{found[0]:.3g}" if abs(found[0]) < 1000 else f"{found[0]:,.0f}"
-        ax.text(0.0, i, f" {label}: {word}", va="center", fontsize=8)
-    ax.invert_yaxis()
-    ax.set_yticks([])
-    ax.set_xlabel(x, fontsize=8)
-    ax.tick_params(labelsize=7)
-    return figure
+        named[f"{label}: {short(found[0]) if found else told(value)}"] = found[0] if found else 0.0
+    return drawings.bars(named, xlabel=x)
+
+
+def short(number: float) -> str:
+    """Three digits below a thousand, thousands with commas above."""
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"

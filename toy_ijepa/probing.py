@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -141,3 +142,11 @@ def probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
         knn=knn(train, train_labels, test, test_labels, k=min(20, len(train))),
         linear=linear_probe(train, train_labels, test, test_labels, seed)[0],
     )
+
+
+def summary(runs: list[dict[str, float]]) -> dict:
+    """Mean of each score over seeds, its spread (sample standard deviation, None for one seed), and every value."""
+    names = runs[0].keys()
+    means = {n: round(mean(r[n] for r in runs), 2) for n in names}
+    spread = {n: round(stdev(r[n] for r in runs), 2) if len(runs) > 1 else None for n in names}
+    return {**means, "spread": spread, "runs": [{n: round(r[n], 2) for n in names} for r in runs]}

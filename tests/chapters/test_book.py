@@ -26,7 +26,7 @@ ROOMS = {
 }
 PREVIEW = {0: {"imagination", "masking"}}  # the welcome looks ahead; the chapters after it may not
 HEADINGS = ["you can", "Predict first", "Play", "Exercise", "The whole idea in one cell", "What changed since"]
-LONGEST = 36  # lines of a code cell without blanks: the longest definition shown whole
+LONGEST = 25  # lines of a code cell without blanks
 
 
 def cells(path: Path, kind: str = "code") -> list[dict]:
@@ -75,7 +75,27 @@ def bare(node: ast.AST) -> str:
 
 
 def definitions(tree: ast.Module) -> dict[str, str]:
-    return {node.name: bare(node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    """Name -> definition, with the members of a class in the order of their names."""
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in found.values():
+        if isinstance(node, ast.ClassDef):
+            node.body.sort(key=lambda member: getattr(member, "name", ""))
+    return {name: bare(node) for name, node in found.items()}
+
+
+def joined(parts: list[ast.Module]) -> ast.Module:
+    """All cells as one, with every `@course.part_of(Class)` function moved into its class."""
+    body, classes = [], {}
+    for node in (node for tree in parts for node in tree.body):
+        marks = [ast.unparse(d) for d in getattr(node, "decorator_list", [])]
+        owner = next((m[len("course.part_of(") : -1] for m in marks if m.startswith("course.part_of(")), None)
+        if owner is None:
+            body.append(node)
+            classes |= {node.name: node} if isinstance(node, ast.ClassDef) else {}
+        else:
+            node.decorator_list = [d for d in node.decorator_list if "part_of" not in ast.unparse(d)]
+            classes[owner].body.append(node)
+    return ast.Module(body, type_ignores=[])
 
 
 def package(chapter: int) -> dict[str, str]:
@@ -120,7 +140,7 @@ class TestChapter:
 
     def test_definitions_are_those_of_the_package(self, path):
         theirs = package(number(path))
-        shared = {n: d for tree in trees(path) for n, d in definitions(tree).items() if n in theirs}
+        shared = {n: d for n, d in definitions(joined(trees(path))).items() if n in theirs}
         for name, definition in shared.items():
             assert definition == theirs[name], f"{name} differs from the package's"
         assert shared or number(path) == 0, "a chapter builds something that the package has"

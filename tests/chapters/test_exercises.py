@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from tests.chapters.test_book import imported, opened
+from tests.chapters.test_book import LONGEST, imported, opened
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "chapters" / "exercises").glob("[0-9][0-9]_*.ipynb"))
@@ -90,7 +90,7 @@ def run(source: str, names: dict, label: str = "cell") -> tuple[str, str]:
 def check(name: str, exercise: str, answer: str) -> None:
     """Run an exercise with this answer, up to and with its tests."""
     found, names = cells(name), {}
-    for id in ("setup", f"{exercise}-given", f"{exercise}-answer", f"{exercise}-test"):
+    for id in ("setup", f"{exercise}-given", f"{exercise}-answer", f"{exercise}-tools", f"{exercise}-test"):
         if id in found:
             source = fill(found[id].source, answer) if id.endswith("-answer") else found[id].source
             run(source, names, f"{name}:{id}")
@@ -112,11 +112,11 @@ class TestNotebook:
         assert order[:2] == ["intro", "setup"]
         assert 2 <= len(exercises(name)) <= 4
         for exercise in exercises(name):
-            parts = ["task", "given", "hints", "answer", "test", "picture", "after"]
+            parts = ["task", "given", "hints", "answer", "tools", "test", "picture", "after"]
             wanted = [f"{exercise}-{part}" for part in parts if f"{exercise}-{part}" in found]
             begin = order.index(wanted[0])
             assert order[begin : begin + len(wanted)] == wanted
-            assert {f"{exercise}-{part}" for part in parts[:1] + parts[2:6]} <= set(wanted)
+            assert {f"{exercise}-{part}" for part in parts if part not in ("given", "tools", "after")} <= set(wanted)
             facts = FACTS.search(found[f"{exercise}-task"].source)
             assert facts, exercise
             assert int(facts["points"]) == found[f"{exercise}-test"].metadata.nbgrader.points
@@ -139,6 +139,11 @@ class TestNotebook:
             if cell.cell_type == "code":
                 assert (cell.outputs, cell.execution_count) == ([], None), id
                 assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE), id
+
+    def test_cells_are_short(self, name):
+        for id, cell in cells(name).items():
+            lines = [line for line in cell.source.splitlines() if line.strip()]
+            assert cell.cell_type != "code" or len(lines) <= LONGEST, f"{id} has {len(lines)} lines"
 
     def test_imports_only_opened_rooms(self, name):
         chapter = int(name[:2])

@@ -35,5 +35,6 @@ def test_pictures_also_of_answers_that_are_none():
     assert told == ["not written yet", "a tensor of shape (2, 8, 12)", "NoneType None"]
     legend = curves({"right": [1, 2], "yours": attempt(stub), "odd": [None]}, "step", "loss").axes[0].get_legend()
     assert [text.get_text() for text in legend.texts] == ["right", "yours: not written yet", "odd: list [None]"]
-    labels = [text.get_text() for text in bars({"right": 2.5, "yours": attempt(lambda: 1 / 0)}, "count").axes[0].texts]
-    assert labels == [" right: 2.5", " yours: raised ZeroDivisionError"]
+    drawn = bars({"right": 2.5, "all": 12345, "yours": attempt(lambda: 1 / 0)}, "count").axes[0]
+    labels = [label.get_text() for label in drawn.get_yticklabels()][::-1]
+    assert labels == ["right: 2.5", "all: 12,345", "yours: raised ZeroDivisionError"]
