@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.browser.lab import LabServer, NotebookPage
+from tests.browser.lab import PATIENCE, LabServer, NotebookPage
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # No sandbox inside containers; no graphics card; nothing that a browser does on its own account.
@@ -44,14 +44,17 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def notebook(server: LabServer, browser: Browser) -> Iterator[Callable[..., NotebookPage]]:
-    """Opens and runs a copy of a notebook: `notebook(path)` -> NotebookPage. No test may leave console errors."""
+    """Opens and runs a copy of a notebook: `notebook(path)` -> NotebookPage. No test may leave console errors.
+
+    through  run only up to the cell after the one that holds this text
+    """
     opened: list[NotebookPage] = []
 
-    def open_copy(path: Path, scale: float = 1, **options: str) -> NotebookPage:
+    def open_copy(path: Path, through: str = "", scale: float = 1, **options: str) -> NotebookPage:
         page = NotebookPage(server, browser, scale)
         opened.append(page)
         page.open(server.copy(path.parent) / path.name, **options)
-        page.run_all()
+        page.run(through, 10 * PATIENCE)  # a chapter takes minutes
         return page
 
     yield open_copy

@@ -33,6 +33,14 @@ IDLE = """() => {
   return notebook?.context?.isReady && notebook.sessionContext?.session?.kernel?.connectionStatus === "connected"
     && notebook.sessionContext.session.kernel.status === "idle";
 }"""
+# Makes the second cell after the first code cell with a text the active one.
+SELECT = """text => {
+  const notebook = window.jupyterapp.shell.currentWidget.content;
+  const cells = notebook.widgets.map(cell => cell.model);
+  const found = cells.findIndex(cell => cell.type === "code" && cell.sharedModel.getSource().includes(text));
+  notebook.activeCellIndex = found + 2;
+  return found >= 0;
+}"""
 NUMBERS = itertools.count()
 
 
@@ -70,6 +78,7 @@ class LabServer:
             "JUPYTERLAB_WORKSPACES_DIR": str(folders["workspaces"]),
             "JUPYTER_PREFER_ENV_PATH": "0",  # our kernel before that of the environment
             "IPYTHONDIR": str(folders["ipython"]),
+            "IJEPA_HURRY": "1",  # long trainings of the chapters load shipped weights
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         options = {
@@ -163,9 +172,12 @@ class NotebookPage:
         """
         self.page.wait_for_function(IDLE)
 
-    def run_all(self, seconds: float = PATIENCE) -> None:
-        """Run all cells, within so many seconds; AssertionError with the traceback if one fails."""
-        self.command("notebook:run-all-cells", seconds)
+    def run(self, through: str = "", seconds: float = PATIENCE) -> None:
+        """Run all cells, or those up to the one after the cell that holds a text; AssertionError if one fails."""
+        if through:
+            found = self.page.evaluate(SELECT, through)
+            assert found, f"no cell holds {through!r}"
+        self.command("notebook:run-all-above" if through else "notebook:run-all-cells", seconds)
         self.idle()
         failed = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
         assert failed.count() == 0, failed.first.inner_text()

@@ -11,28 +11,22 @@ from playwright.sync_api import Locator
 
 from tests.browser.lab import NotebookPage, wait
 
-SET_UP = """\
-import torch
-from toy_ijepa import recipe, shapes
-from toy_ijepa.imagination import gallery
-from toy_ijepa.widgets.attention import AttentionExplorer
-from toy_ijepa.widgets.mask import MaskExplorer
-from toy_ijepa.widgets.paint import PaintTargets
-from toy_ijepa.widgets.predictor import PredictorExplorer
-from toy_ijepa.widgets.schedule import ScheduleExplorer
-
-images = shapes.generate(6, seed=1).images
-model = recipe.build("ijepa", "tiny", 32, 4, 0).eval()
-shelf = gallery(model, shapes.generate(50, seed=2).images)
-"""
-# Where each explorer is met: a notebook, and words from the cell that makes it. None: a small notebook made here.
-NOTEBOOKS: dict[str, tuple[Path | None, str]] = {
-    "mask": (None, "MaskExplorer(images)"),
-    "attention": (None, "AttentionExplorer(model.target, images)"),
-    "schedule": (None, "ScheduleExplorer()"),
-    "predictor": (None, "PredictorExplorer(model, images, shelf)"),
-    "paint": (None, "PaintTargets(model, images, shelf)"),
+CHAPTERS = Path(__file__).parents[2] / "chapters"
+# The chapter that brings each explorer, and words from the cell that makes it.
+EXPLORERS = {
+    "mask": ("03_sample_masks", "= MaskExplorer("),
+    "attention": ("02_build_encoder", "= AttentionExplorer("),
+    "schedule": ("05_follow_target", "= ScheduleExplorer("),
+    "predictor": ("04_predict_features", "= PredictorExplorer("),
+    "paint": ("07_probe_features", "= PaintTargets("),
 }
+ALONE = """\
+from toy_ijepa import recipe, shapes
+from toy_ijepa.widgets.attention import AttentionExplorer
+
+explorer = AttentionExplorer(recipe.build("ijepa", "tiny", 32, 4, 0).target.eval(), shapes.generate(6, seed=1).images)
+explorer
+"""
 GRID = 8  # patches a side of the toy's pictures
 
 
@@ -89,17 +83,12 @@ class Shown:
 
 
 @pytest.fixture
-def open_explorer(notebook, tmp_path) -> Callable[..., Shown]:
-    def open_explorer(name: str, **options) -> Shown:
-        path, marker = NOTEBOOKS[name]
-        if path is None:
-            path = tmp_path / "made" / f"{name}.ipynb"
-            path.parent.mkdir(exist_ok=True)
-            cells = [SET_UP, f"explorer = {marker}\nexplorer", "assert explorer.error is None"]
-            made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-            made.metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
-            nbformat.write(made, path)
-        return Shown(notebook(path, **options), marker)
+def open_explorer(notebook) -> Callable[[str], Shown]:
+    """Opens the chapter of an explorer and runs it as far as the explorer and the cell that drives it."""
+
+    def open_explorer(name: str) -> Shown:
+        chapter, marker = EXPLORERS[name]
+        return Shown(notebook(CHAPTERS / f"{chapter}.ipynb", marker), marker)
 
     return open_explorer
 
@@ -156,8 +145,13 @@ def test_paint_targets(open_explorer):
     assert "nothing is hidden" in shown.error.inner_text()
 
 
-def test_canvas_is_sharp_on_dense_screens_and_readable_in_the_dark(open_explorer):
-    shown = open_explorer("attention", scale=2, theme="JupyterLab Dark")
+def test_canvas_is_sharp_on_dense_screens_and_readable_in_the_dark(notebook, tmp_path):
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(ALONE)])
+    made.metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
+    (tmp_path / "made").mkdir()
+    nbformat.write(made, tmp_path / "made" / "alone.ipynb")
+    page = notebook(tmp_path / "made" / "alone.ipynb", scale=2, theme="JupyterLab Dark")
+    shown = Shown(page, "AttentionExplorer(")
     width, css = shown.canvas.evaluate("canvas => [canvas.width, canvas.clientWidth]")
     assert width == 2 * css
     colours = shown.status.evaluate("e => [getComputedStyle(e).color, getComputedStyle(document.body).color]")
