@@ -17,6 +17,7 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 Range = tuple[float, float]
+Pick = Callable[[Tensor, int, torch.Generator | None], Tensor]  # allowed (B, N), size of the smallest -> (B, K)
 MAX_TRIES = 100  # an image whose context came out too small is drawn again at most this often
 
 
@@ -108,6 +109,7 @@ def multiblock(
     context_scale: Range = (0.85, 1.0),
     min_context: int | None = None,
     generator: torch.Generator | None = None,
+    pick: Pick = draw,
 ) -> Masks:
     """The paper's masks: `targets` blocks to predict, and one large block minus the targets as context.
 
@@ -115,6 +117,7 @@ def multiblock(
     target_scale   share of the image a target block covers; target_aspect  its height/width, drawn independently
     context_scale  share of the image the context block covers before the targets are taken out (shape of the grid)
     min_context    an image left with fewer context patches is drawn again; default N/16, at least 1
+    pick           how contexts of different sizes become rows of one tensor
 
     The shapes are drawn once a batch (so that blocks stack), the places once an image. Contexts are cut to the size
     of the batch's smallest by dropping patches at random, so their number depends on the batch size.
@@ -127,7 +130,7 @@ def multiblock(
     side = uniform(*context_scale, generator) ** 0.5
     outer = max(round(grid[0] * side), 1), max(round(grid[1] * side), 1)
     least = max(grid[0] * grid[1] // 16, 1) if min_context is None else min_context
-    return blocks(batch, grid, size, targets, outer, least, generator)
+    return blocks(batch, grid, size, targets, outer, least, generator, pick=pick)
 
 
 def blocks(
@@ -139,7 +142,7 @@ def blocks(
     least: int,
     generator: torch.Generator | None,
     spare: int = 1,
-    pick: Callable[[Tensor, int, torch.Generator | None], Tensor] = draw,
+    pick: Pick = draw,
 ) -> Masks:
     """Place targets of `size` and a context block `outer` in every image; cut the contexts to the smallest.
 

@@ -1,0 +1,102 @@
+"""What a run will cost, before it is started: parameters, FLOPs, memory and time."""
+
+# Shape legend:  B images of a micro-batch  N tokens  D width
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from full_ijepa import methods
+from full_ijepa.data import SMALL, folder_of
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import precision_of, steps_of
+from toy_ijepa.folders import find
+
+COUNTS = {"stl10": 100_000, "cifar10": 50_000, "cifar100": 50_000, "shapes": 20_000, "imagenet": 1_281_167}
+SHARE = 0.4  # of the rate of one large product that a whole training step reaches; `python -m full_ijepa.bench` says
+
+
+def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
+    """FLOPs of the matrix products of a training step, forward and backward, an image; counted by torch."""
+    plain = recipe.replace(compile=False, checkpointing=False, groups=1)
+    step = methods.Step(methods.build(plain))
+    images = torch.zeros(batch, 3, recipe.image_size, recipe.image_size)
+    with FlopCounterMode(display=False) as counter:
+        step(images, 0).backward()
+    extra = 4 / 3 if recipe.checkpointing else 1.0  # the forward pass once more
+    return extra * counter.get_total_flops() / batch
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of one large square matrix product: what this device can do at best."""
+    side = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, side, side, device=device, dtype=torch.float32).to(dtype)
+    times = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return 2 * side**3 / min(times)
+
+
+def memory(recipe: Recipe, parameters: int, trained: int) -> float:
+    """Bytes that a process needs, roughly: weights, gradients, Adam's two moments, and what backward keeps.
+
+    A block keeps about 34 numbers a token and width, and two attention maps a head where they are written out (on a
+    CPU); with checkpointing one number. Source of the count: Korthikanti et al. 2022, arXiv:2205.05198, section 4.
+    """
+    from full_ijepa.vit import SIZES
+
+    width, depth, _ = SIZES[recipe.encoder]
+    tokens = (recipe.image_size // recipe.patch) ** 2
+    seen = tokens * (1 - recipe.hidden) if recipe.method == "mae" else 0.45 * tokens
+    asked = tokens if recipe.method == "mae" or recipe.predictor_mode == "joint" else 4 * 0.65 * tokens
+    kept = 1 if recipe.checkpointing else 17
+    numbers = seen * width * depth * kept + asked * recipe.predictor_width * recipe.predictor_depth * kept
+    return 4.0 * (parameters + 3 * trained) + 2.0 * 2 * numbers * min(recipe.micro_batch, recipe.batch)
+
+
+def pictures_of(recipe: Recipe) -> int:
+    """How many pictures the run trains on, without decoding them."""
+    if recipe.data in SMALL or recipe.data == "imagenet":
+        return COUNTS[recipe.data]
+    return len(find(folder_of(recipe.data), "train")[0])
+
+
+def estimate(recipe: Recipe, device: str = "auto") -> str:
+    """Parameters, FLOPs an image, memory and time of a run on one device, as text. Estimates say "about"."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    here = torch.device(kind)
+    method = methods.build(recipe.replace(compile=False))
+    parameters = sum(p.numel() for p in method.parameters())
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    encoder = sum(p.numel() for p in method.encoder.parameters())
+    pictures = pictures_of(recipe)
+    steps, flops = steps_of(recipe, pictures), flops_per_image(recipe)
+    dtype = precision_of(recipe, here)
+    rate = matmul_rate(dtype, here)
+    seconds = steps * recipe.batch * flops / (SHARE * rate)
+    name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    lines = {
+        "run": f"{recipe.method}, ViT-{recipe.encoder.upper()}/{recipe.patch}, {recipe.image_size} px, {recipe.data}",
+        "parameters": f"{encoder / 1e6:.1f} M encoder, {trained / 1e6:.1f} M trained",
+        "steps": f"{steps:,} of {recipe.batch} images ({recipe.epochs:g} epochs of {pictures:,} pictures)",
+        "FLOPs": f"{flops / 1e9:.2f} G an image (forward and backward), {steps * recipe.batch * flops:.2e} in all",
+        "memory": f"about {memory(recipe, parameters, trained) / 1e9:.1f} GB a process at {recipe.micro_batch} images",
+        "device": f"{name}: {rate / 1e12:.2f} TFLOP/s in a large {str(dtype).removeprefix('torch.')} product",
+        "time": f"about {span(seconds)} at {SHARE:.0%} of that rate",
+    }
+    return "\n".join(f"{word:12}{text}" for word, text in lines.items())
+
+
+def span(seconds: float) -> str:
+    """Seconds in the unit that suits."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

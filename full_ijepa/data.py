@@ -1,0 +1,265 @@
+"""Pictures for training at scale: on the device as uint8 where they fit, streamed from files by workers where not.
+
+What is random (order, crops, mirroring) is a function of the recipe's seed and of the place in the run, never of the
+process that happens to draw it: a run continued after a crash, or on another number of processes, sees the same.
+"""
+
+# Shape legend:  S pictures of the set  B pictures of a batch  C = 3 channels  H,W pixels  L side that the encoder sees
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from full_ijepa.recipes.base import Recipe
+from toy_ijepa import data as toy
+from toy_ijepa.folders import DataError, decode, find, read_picture, read_size
+from toy_ijepa.probing import normalise
+
+FITS = 3_000_000_000  # bytes of uint8 pictures that are kept in memory rather than streamed
+SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit
+TRIES = 10  # broken pictures in a row before a stream gives up
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch: numbers of its pictures in the set, and the seed of all that is random about it."""
+
+    index: tuple[int, ...]
+    seed: int
+
+
+def mix(*parts: int | str) -> int:
+    """A seed below 2**63 from numbers or words: neighbouring steps get unrelated seeds, the same on every machine."""
+    text = " ".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+@lru_cache(maxsize=2)
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits the pictures."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, "order", epoch))).numpy()
+
+
+def order(count: int, seed: int, start: int, length: int) -> list[int]:
+    """Pictures number start ... start + length - 1 of the endless sequence of shuffled epochs."""
+    found: list[int] = []
+    while len(found) < length:
+        epoch, offset = divmod(start + len(found), count)
+        found += permutation(count, seed, epoch)[offset : offset + length - len(found)].tolist()
+    return found
+
+
+def plan(count: int, recipe: Recipe, start: int, steps: int, rank: int = 0, world: int = 1) -> Iterator[Micro]:
+    """The micro-batches of one process from optimiser step `start` to `steps`.
+
+    A step is cut into micro-batches in an order that does not depend on the number of processes; process `rank` of
+    `world` takes every world-th. Raises ValueError if they cannot be shared out evenly.
+    """
+    parts = accumulation(recipe, world) * world
+    size = recipe.batch // parts
+    for step in range(start, steps):
+        pictures = order(count, recipe.seed, step * recipe.batch, recipe.batch)
+        for part in range(rank, parts, world):
+            yield Micro(tuple(pictures[part * size : (part + 1) * size]), mix(recipe.seed, "micro", step, part))
+
+
+def accumulation(recipe: Recipe, world: int = 1) -> int:
+    """Micro-batches that each process accumulates before an optimiser step.
+
+    Raises ValueError if the batch is not a whole number of micro-batches for every process.
+    """
+    micro = min(recipe.micro_batch, recipe.batch)
+    if recipe.batch % (micro * world):
+        raise ValueError(
+            f"batch {recipe.batch} cannot be shared out: {world} processes x micro-batches of {micro} do not divide it"
+        )
+    return recipe.batch // (micro * world)
+
+
+def augment(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
+    """Random crops of images (B, 3, H, W), uint8, brought to (B, 3, L, L), half of them mirrored; normalised float.
+
+    The whole batch at once on its device. Crops are drawn as torchvision's RandomResizedCrop draws them: a share of
+    the area, an aspect ratio evenly on the logarithm, a place anywhere inside.
+    """
+    B, _, H, W = images.shape
+    generator = torch.Generator(images.device).manual_seed(seed)
+    u = torch.rand(5, B, generator=generator, device=images.device)
+    area = recipe.crop_scale[0] + (recipe.crop_scale[1] - recipe.crop_scale[0]) * u[0]
+    low, high = (torch.tensor(a).log() for a in recipe.crop_aspect)
+    aspect = (low + (high - low) * u[1]).exp()
+    width = (area * aspect * H / W).sqrt().clamp(max=1.0)  #  as shares of the picture's sides
+    height = (area / aspect * W / H).sqrt().clamp(max=1.0)
+    mirror = torch.where(u[2] < 0.5, -1.0, 1.0) if recipe.flip else torch.ones_like(u[2])
+    affine = torch.zeros(B, 2, 3, device=images.device)
+    affine[:, 0, 0], affine[:, 1, 1] = width * mirror, height
+    affine[:, 0, 2], affine[:, 1, 2] = (2 * u[3] - 1) * (1 - width), (2 * u[4] - 1) * (1 - height)
+    where = F.affine_grid(affine, [B, 3, recipe.image_size, recipe.image_size], align_corners=False)
+    return F.grid_sample(normalise(images), where, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+class Resident:
+    """A set that stays on the device as uint8 (S, 3, H, W); a batch is cut out, cropped and mirrored there."""
+
+    def __init__(self, images: Tensor, device: torch.device) -> None:
+        self.images = images.to(device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
+        """Normalised images (B, 3, L, L) of each micro-batch."""
+        for micro in plan:
+            index = torch.tensor(micro.index, device=self.images.device)
+            yield augment(self.images[index], recipe, mix(micro.seed, "crop")), micro
+
+
+@dataclass
+class Skipped:
+    """Pictures that could not be read; each is named once."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    def note(self, path: str, reason: str) -> None:
+        if path not in self.names:
+            self.names[path] = reason
+            warnings.warn(f"picture skipped ({len(self.names)} so far): {path}: {reason}", stacklevel=3)
+
+
+class Files(Dataset):
+    """Micro-batches decoded from files by worker processes, crops cut out there, since the pictures differ in size."""
+
+    def __init__(self, paths: list[Path], recipe: Recipe) -> None:
+        self.paths, self.recipe = paths, recipe
+
+    def __getitem__(self, micro: Micro) -> tuple[Tensor, Micro, list[tuple[str, str]]]:
+        """uint8 crops (B, 3, L, L), and the files that could not be read."""
+        bad: list[tuple[str, str]] = []
+        crops = [self.crop(number, mix(micro.seed, place), bad) for place, number in enumerate(micro.index)]
+        return torch.stack(crops), micro, bad
+
+    def crop(self, number: int, seed: int, bad: list[tuple[str, str]]) -> Tensor:
+        """A random crop of one picture, or of the next that can be read. Raises DataError after TRIES failures."""
+        for step in range(TRIES):
+            path = self.paths[(number + step) % len(self.paths)]
+            try:
+                picture = read_picture(path)
+            except Exception as error:  # decoders of broken files raise anything
+                bad.append((str(path), str(error) or type(error).__name__))
+                continue
+            return self.cut(picture, np.random.default_rng(seed))
+        raise DataError(f"{TRIES} pictures in a row cannot be read, the last {path}: {bad[-1][1]}")
+
+    def cut(self, picture, random: np.random.Generator) -> Tensor:
+        """A random crop as `augment` draws it, with antialiasing: uint8 (3, L, L)."""
+        W, H = picture.size
+        area = W * H * random.uniform(*self.recipe.crop_scale)
+        aspect = np.exp(random.uniform(*np.log(self.recipe.crop_aspect)))
+        width, height = min((area * aspect) ** 0.5, W), min((area / aspect) ** 0.5, H)
+        left, top = random.uniform(0, W - width), random.uniform(0, H - height)
+        side, box = self.recipe.image_size, (left, top, left + width, top + height)
+        array = np.asarray(picture.resize((side, side), resample=2, box=box, reducing_gap=2.0))
+        if self.recipe.flip and random.random() < 0.5:
+            array = array[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+class Stream:
+    """A set too large for memory: files, decoded by `recipe.workers` processes ahead of the training step."""
+
+    def __init__(self, paths: list[Path], device: torch.device) -> None:
+        self.paths, self.device, self.skipped = paths, device, Skipped()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
+        """Normalised images (B, 3, L, L) of each micro-batch; pictures that cannot be read are replaced and named."""
+        loader = DataLoader(
+            Files(self.paths, recipe),
+            batch_size=None,  # an item is a micro-batch already
+            sampler=plan,
+            num_workers=recipe.workers,
+            prefetch_factor=4 if recipe.workers else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=quiet,
+        )
+        for images, micro, bad in loader:
+            for path, reason in bad:
+                self.skipped.note(path, reason)
+            yield normalise(images.to(self.device, non_blocking=True)), micro
+
+
+def quiet(_: int) -> None:
+    """Workers decode on one thread each and leave Ctrl-C to the training process."""
+    import signal
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
+    """The pictures to pre-train on: STL-10's unlabelled part, everything else's training part.
+
+    Raises DataError (a ValueError) if they cannot be had.
+    """
+    if recipe.data in SMALL:
+        split = "unlabeled" if recipe.data == "stl10" else "train"
+        side = recipe.image_size if recipe.data == "shapes" else None
+        return Resident(toy.load(recipe.data, split, side).images, device)
+    root = folder_of(recipe.data)
+    files, _ = find(root, "train")
+    if len(files) * 3 * recipe.image_size**2 <= FITS and alike([path for path, _ in files]):
+        return Resident(toy.load(f"folder:{root}", "train").images, device)
+    return Stream([path for path, _ in files], device)
+
+
+def folder_of(name: str) -> Path:
+    """The folder behind "folder:PATH" or "imagenet" (IJEPA_DATA/imagenet, with train/ and test/ or val/)."""
+    if name.startswith("folder:"):
+        return Path(name.removeprefix("folder:")).expanduser()
+    if name == "imagenet":
+        root = Path(os.environ.get("IJEPA_DATA", ".")) / "imagenet"
+        if not root.is_dir():
+            raise DataError(
+                f"ImageNet is not at {root}: its licence forbids a download here. Set IJEPA_DATA to the folder that "
+                "holds imagenet/train/<class>/*.JPEG and imagenet/val/<class>/*.JPEG"
+            )
+        return root
+    raise DataError(f"unknown data set {name!r}: choose from {', '.join(SMALL)}, imagenet, folder:PATH")
+
+
+def alike(paths: list[Path]) -> bool:
+    """Whether the first hundred pictures have one size, so that they stack without being resized."""
+    return len({read_size(path) for path in paths[:: max(len(paths) // 100, 1)]} - {None}) == 1
+
+
+def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Labelled *training* pictures for the probe that watches a run: a bank and its labels, a fifth held out and its.
+
+    uint8 at the encoder's size. The test set is not touched. None for a set without classes.
+    """
+    if recipe.data in SMALL:
+        found = toy.load(recipe.data, "train", recipe.image_size if recipe.data == "shapes" else None)
+        images, labels, classes = found.images, found.labels, found.classes
+        some = order(len(images), mix(recipe.seed, "probe"), 0, min(most, len(images)))
+        images, labels = toy.resize(images[some], recipe.image_size), labels[some]
+    else:
+        files, classes = find(folder_of(recipe.data), "train")
+        some = order(len(files), mix(recipe.seed, "probe"), 0, min(most, len(files)))
+        found = decode([files[i] for i in some], classes, recipe.image_size)
+        images, labels = found.images, found.labels
+    held = max(len(images) // 5, 1)
+    return None if len(classes) < 2 else (images[held:], labels[held:], images[:held], labels[:held])

@@ -1,0 +1,114 @@
+"""One process or many: what `torchrun` started, and the few things that processes have to agree on.
+
+A program started without torchrun is a world of one; the same code runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+PATIENCE = timedelta(minutes=10)  # a process that waits longer for the others gives up
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is: `rank` of `size`, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        return self.reduce(value, dist.ReduceOp.SUM) / self.size
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true in any process."""
+        return self.reduce(float(value), dist.ReduceOp.MAX) > 0
+
+    def reduce(self, value: float, how: dist.ReduceOp) -> float:
+        if self.size == 1:
+            return value
+        # A CPU tensor travels through gloo, so that no GPU has to wait for it.
+        box = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(box, how)
+        return box.item()
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+
+@contextmanager
+def world(device: str = "auto") -> Iterator[World]:
+    """The world that torchrun describes in the environment; a world of one without it.
+
+    device  "auto" (the GPU of this process if there is one), "cpu" or "cuda"
+    Raises ValueError if there are more processes than GPUs on this machine.
+    """
+    size, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ValueError(f"process {local} has no GPU: this machine has {torch.cuda.device_count()}")
+        torch.cuda.set_device(local)
+    found = torch.device(kind, local if kind == "cuda" else 0) if kind == "cuda" else torch.device(kind)
+    if size == 1 and "RANK" not in os.environ:
+        yield World(0, 1, found)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(rank, size, found)
+    finally:
+        dist.destroy_process_group()
+
+
+def share(step: nn.Module, world: World, parallel: str) -> nn.Module:
+    """`step` (methods.Step) so that its gradients are those of all processes together.
+
+    parallel  "ddp": a copy in every process; "fsdp": parameters, gradients and optimiser state shared out (FSDP2)
+    """
+    if world.size == 1:
+        return step
+    if parallel == "fsdp":
+        return shard(step, world)
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def shard(step: nn.Module, world: World) -> nn.Module:
+    """Share out blocks, then networks, by FSDP2; encoder and target in the same way, so that the EMA is local."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from toy_ijepa.encoder import Block
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # The networks too, not only the whole: they are called on their own when features are looked at.
+    for part in [m for m in step.modules() if isinstance(m, Block)] + list(step.method.children()):
+        fully_shard(part, mesh=mesh)
+    return fully_shard(step, mesh=mesh)
+
+
+def local_only(model: nn.Module, last: bool):
+    """Context in which gradients are accumulated in this process; the `last` micro-batch of a step shares them."""
+    if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+        model.set_requires_gradient_sync(last)
+    elif not last and hasattr(model, "no_sync"):  # DDP
+        return model.no_sync()
+    return nullcontext()

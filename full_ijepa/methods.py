@@ -1,0 +1,107 @@
+"""I-JEPA and MAE behind one small interface, so that both train under the same loop and are judged by one protocol.
+
+A method is a module with `encoder` (trained; sees only what is visible), `probed` (evaluated), `step_loss(images,
+generator)` and `after_step(progress)`, once an optimiser step. Both are the toy's, with masks drawn on the device and
+the choices of a recipe.
+"""
+
+# Shape legend:  B images  C channels  H,W pixels  h,w grid (patches)
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from full_ijepa import masking
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import Encoder, Stack, build_encoder, compile_blocks
+from toy_ijepa import jepa, mae
+from toy_ijepa.masking import random
+from toy_ijepa.predictor import Predictor
+
+PIXEL_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss}
+
+
+class IJEPA(jepa.IJEPA):
+    """The toy's I-JEPA with masks drawn on the device and contexts in groups of similar size."""
+
+    def __init__(self, encoder: Encoder, predictor: Predictor, *, groups: int, masks: str, **options) -> None:
+        super().__init__(encoder, predictor, masks=masks, **options)
+        self.masks, self.groups = masks, groups
+        self.train()
+
+    def train(self, mode: bool = True) -> IJEPA:
+        """As usual, but the target encoder stays whole: none of its blocks is ever skipped."""
+        super().train(mode)
+        self.target.eval()
+        return self
+
+    def step_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean loss of a batch under freshly drawn masks."""
+        B = len(images)
+        drawn = masking.sample(self.masks, B, self.encoder.grid, generator, self.groups)
+        if len(drawn) == 1:
+            return self(images, drawn[0][1]).loss
+        return sum(self(images[rows], masks).loss * (len(rows) / B) for rows, masks in drawn)
+
+
+class MAE(mae.MAE):
+    """The toy's MAE with masks drawn on the device and a choice of loss ("l2" as in the paper, or "l1")."""
+
+    def __init__(self, *args, loss: str = "l2", **options) -> None:
+        super().__init__(*args, **options)
+        self.loss = PIXEL_LOSSES[loss]
+
+    def step_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean loss of a batch under freshly drawn masks."""
+        share = (self.hidden, self.hidden)
+        with generator.device:
+            masks = random(len(images), self.encoder.grid, target_scale=share, generator=generator)
+        predictions, pixels = self(images, masks.context, masks.targets[:, 0])
+        return self.loss(predictions.float(), pixels)
+
+
+def build(recipe: Recipe) -> IJEPA | MAE:
+    """The method of a recipe around a fresh encoder; the same seed gives both methods the same encoder.
+
+    Raises ValueError if sizes do not fit together.
+    """
+    torch.manual_seed(recipe.seed)
+    options = dict(positions=recipe.positions, drop_path=recipe.drop_path, checkpointing=recipe.checkpointing)
+    encoder = build_encoder(recipe.encoder, recipe.image_size, recipe.patch, **options)
+    narrow = recipe.predictor_width, recipe.predictor_depth, recipe.predictor_heads
+    if recipe.method == "mae":
+        method = MAE(encoder, *narrow, hidden=recipe.hidden, loss=recipe.loss)
+        helper = method.decoder
+    else:
+        helper = Predictor(encoder.grid, encoder.width, *narrow, mode=recipe.predictor_mode)
+        method = IJEPA(
+            encoder,
+            helper,
+            groups=recipe.groups,
+            masks=recipe.masks,
+            loss=recipe.loss,
+            momentum=recipe.momentum,
+            regulariser=recipe.regulariser,
+        )
+    helper.blocks = Stack(helper.blocks, checkpointing=recipe.checkpointing)
+    if recipe.compile:
+        compile_blocks(method)
+    return method
+
+
+class Step(nn.Module):
+    """A method's loss as `forward`, which is what data-parallel wrappers call: (images, seed) -> scalar.
+
+    The seed says everything that is random about a micro-batch, so that the same micro-batch gives the same loss in
+    whichever process and after however many restarts it is computed.
+    """
+
+    def __init__(self, method: IJEPA | MAE) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor, seed: int) -> Tensor:
+        torch.manual_seed(seed)  # stochastic depth draws from the default generator
+        return self.method.step_loss(images, torch.Generator(images.device).manual_seed(seed))

@@ -1,0 +1,145 @@
+"""What a run is made of: one frozen dataclass, a reason beside every field. The comments are also the help texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA = 1  # raised when a field changes its meaning: old checkpoints then say so instead of continuing wrongly
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole pre-training run. The values here are those of ViT-B/16 on STL-10; a recipe names what differs."""
+
+    # "ijepa" predicts features of hidden blocks, "mae" pixels of hidden patches; all else can stay the same
+    method: Literal["ijepa", "mae"] = "ijepa"
+
+    # --- data
+
+    # "stl10", "imagenet", "cifar10", "cifar100", "shapes" or "folder:PATH"
+    data: str = "stl10"
+    # side in pixels that the encoder sees
+    image_size: int = 224
+    # share of the picture that a crop keeps; the paper's range, narrower for small pictures
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    # width/height of a crop; torchvision's range, so that a circle may become an ellipse but not a line
+    crop_aspect: tuple[float, float] = (0.75, 4 / 3)
+    # left and right look alike in photographs; turn off for text and digits
+    flip: bool = True
+    # processes that decode pictures that do not fit in memory; 0 decodes in the training process
+    workers: int = 8
+
+    # --- encoder
+
+    # width, depth and heads by name: "toy", "ti", "s", "b", "l", "h" (full_ijepa.vit.SIZES)
+    encoder: Literal["toy", "ti", "s", "b", "l", "h"] = "b"
+    # side of a patch in pixels; halving it makes four times as many tokens
+    patch: int = 16
+    # "fixed" sin-cos as in the paper, or "learned" from that start
+    positions: Literal["fixed", "learned"] = "fixed"
+    # share of blocks skipped at random for an image (stochastic depth); 0 as in the paper, more for long runs
+    drop_path: float = 0.0
+
+    # --- predictor (I-JEPA) or decoder (MAE)
+
+    # narrower than the encoder, so that the work is done there; the paper's width
+    predictor_width: int = 384
+    # the paper has 6 for ViT-B, 12 for ViT-L and ViT-H
+    predictor_depth: int = 6
+    # as many as the encoder, the released code's convention
+    predictor_heads: int = 12
+    # a target block at a time as in the paper, or all in one sequence, which is cheaper
+    predictor_mode: Literal["block", "joint"] = "block"
+
+    # --- masks (I-JEPA)
+
+    # a name of toy_ijepa.masking.STRATEGIES; the others are for comparison
+    masks: Literal["multiblock", "complement", "single_block", "random", "released"] = "multiblock"
+    # contexts of different sizes are cut to the smallest of their group; more groups keep more patches
+    groups: int = 4
+    # I-JEPA: "smooth_l1" (released code) or "l2" (paper); MAE: "l2" (paper) or "l1"
+    loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+    # weights of the variance and covariance terms on pooled context features; 0 is the plain method
+    regulariser: tuple[float, float] = (0.0, 0.0)
+    # share of patches that MAE hides; the paper's
+    hidden: float = 0.75
+
+    # --- length and steps
+
+    # passes over the data
+    epochs: float = 50.0
+    # images of an optimiser step, over all processes and accumulated micro-batches together
+    batch: int = 256
+    # images that one process holds at a time; lower it when memory runs out, the result stays the same
+    micro_batch: int = 64
+    # "adamw" as everywhere, or "muon" for the blocks' matrices, which made the toy learn faster (one process only)
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    # peak rate; the released configs use 1e-3 at batch 2048, small batches want less or a long warm-up
+    lr: float = 1e-3
+    # rate at the end; the released configs' value
+    final_lr: float = 1e-6
+    # passes over the data before the peak
+    warmup_epochs: float = 15.0
+    # on matrices, from start to end along a cosine; the paper's
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    # weight decay of the matrices that lead in and out; negative: the same as the others
+    ends_decay: float = -1.0
+    # EMA momentum at the start and at the end, linear between; 1/(1 - m) steps should be a small part of the run
+    momentum: tuple[float, float] = (0.996, 1.0)
+    # the gradient's norm is cut to this; 0 leaves it
+    clip: float = 3.0
+    # of weights, data order, crops and masks
+    seed: int = 0
+
+    # --- machine
+
+    # "bf16", "fp16" (with loss scaling), "fp32"; "auto" is bf16 where the device multiplies it fast
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    # activation checkpointing: a third more time for a fraction of the memory
+    checkpointing: bool = False
+    # torch.compile block by block: faster on a GPU after a minute's wait, not worth it on a CPU
+    compile: bool = False
+    # "ddp" copies the model to every process, "fsdp" shares it out, for models that do not fit
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+
+    # --- what is written
+
+    # optimiser steps between two rows of history
+    log_every: int = 20
+    # passes over the data between two checkpoints
+    checkpoint_epochs: float = 1.0
+    # checkpoints kept beside the last, oldest deleted first
+    keep: int = 2
+    # passes over the data between two online probes (kNN on the training labels' held-out part); 0 for none
+    probe_epochs: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "micro_batch", "lr", "image_size", "patch", "groups", "log_every", "keep"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} {value} must be above 0")
+        if self.batch % self.micro_batch and self.batch > self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a whole number of micro-batches of {self.micro_batch}")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"a warm-up of {self.warmup_epochs} epochs does not end within {self.epochs} epochs")
+        for name, top in (("crop_scale", 1.0), ("crop_aspect", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= top:
+                raise ValueError(f"{name} {low} {high} is not a range within (0, {top}]")
+        for name in ("momentum", "weight_decay"):
+            if not all(0 <= value <= 1 for value in getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)} is not within [0, 1]")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path {self.drop_path} is not within [0, 1)")
+        if (self.method, self.loss) in (("mae", "smooth_l1"), ("ijepa", "l1")):
+            choice = "l2 or l1" if self.method == "mae" else "smooth_l1 or l2"
+            raise ValueError(f"{self.method} has no loss {self.loss!r}: choose {choice}")
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is not a whole number of patches of {self.patch} px")
+
+    def replace(self, **changes) -> Recipe:
+        """The same recipe with other values. Raises ValueError if they do not fit together."""
+        return dataclasses.replace(self, **changes)

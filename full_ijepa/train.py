@@ -1,0 +1,351 @@
+"""The training loop at scale: any number of processes, interrupted at any moment, continued to the same last bit."""
+
+# Shape legend:  B images of a micro-batch  C channels  H,W pixels  S pictures
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
+
+from full_ijepa import checkpoint, methods
+from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, training_set
+from full_ijepa.distributed import World, local_only, share, world
+from full_ijepa.recipes.base import Recipe
+from toy_ijepa.diagnostics import Health, health
+from toy_ijepa.probing import features, knn
+from toy_ijepa.schedules import cosine, warmup_cosine
+from toy_ijepa.training import NonFiniteLossError, make_optimisers, uses_bf16
+
+# What the command line leaves with; the README lists them.
+DONE, WRONG_INPUT, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75  # 75: EX_TEMPFAIL, "try again"
+WATCHED = 256  # pictures whose features are watched for collapse
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class Run:
+    """What `pretrain` leaves: where, how far, how it ended ("done", "stopped" or "unsaved"), and rows of history."""
+
+    out: Path
+    step: int
+    steps: int
+    ended: Literal["done", "stopped", "unsaved"]
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return {"done": DONE, "stopped": STOPPED, "unsaved": NOT_SAVED}[self.ended]
+
+
+def steps_of(recipe: Recipe, pictures: int) -> int:
+    """Optimiser steps of the whole run. TRAP: schedules count these, never batches."""
+    return max(round(recipe.epochs * pictures / recipe.batch), 1)
+
+
+def set_schedules(optimisers: list[torch.optim.Optimizer], recipe: Recipe, progress: float) -> tuple[float, float]:
+    """Set learning rate and weight decay for this step; returns both."""
+    lr = warmup_cosine(progress, recipe.lr, recipe.warmup_epochs / recipe.epochs, end=recipe.final_lr)
+    decay = cosine(progress, *recipe.weight_decay)
+    ends = decay if recipe.ends_decay < 0 else recipe.ends_decay
+    for group in (g for optimiser in optimisers for g in optimiser.param_groups):
+        group["lr"] = lr
+        group["weight_decay"] = {"blocks": decay, "ends": ends, "spared": 0.0}[group["name"]]
+    return lr, decay
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """What products are computed in: torch.float32, bfloat16 or float16."""
+    if recipe.precision == "auto":
+        return torch.bfloat16 if uses_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+
+
+class Interrupt:
+    """Remembers SIGTERM and Ctrl-C instead of dying of them; the second Ctrl-C is not held back."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __call__(self, number: int, _frame: Any) -> None:
+        if self.wanted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+
+@contextmanager
+def listening() -> Iterator[Interrupt]:
+    """Signals go to an Interrupt inside, and where they went before afterwards (only possible in the main thread)."""
+    interrupt = Interrupt()
+    try:
+        before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    except ValueError:  # not in the main thread: a notebook's helper, for instance
+        before = {}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Journal:
+    """The history of a run: one JSON object a line, and TensorBoard beside it. A full disk costs rows, not the run."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.path, self.rows = out / "history.jsonl", []
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if line.strip()]
+            self.rows = [row for row in map(parse, lines) if row and row["step"] <= step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, int(row["step"]))
+        except OSError as error:
+            warnings.warn(f"history not written: {error}; training goes on", stacklevel=2)
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def parse(line: str) -> dict[str, float] | None:
+    """A row of history, None for the half line of a process that was killed while it wrote."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+class Trainer:
+    """One process of a run: model, optimisers and data at some optimiser step."""
+
+    def __init__(self, recipe: Recipe, here: World) -> None:
+        self.recipe, self.world = recipe, here
+        self.parts = accumulation(recipe, here.size)
+        self.data: Resident | Stream = training_set(recipe, here.device)
+        self.steps = steps_of(recipe, len(self.data))
+        self.method = methods.build(recipe).to(here.device)
+        self.model = share(methods.Step(self.method), here, recipe.parallel)
+        self.optimisers = make_optimisers(self.model, recipe)
+        self.dtype = precision_of(recipe, here.device)
+        self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
+        self.watched = watched_pictures(self.data, recipe)
+        self.step, self.seconds = 0, 0.0
+
+    def resume(self, folder: Path) -> list[str]:
+        """Continue from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
+        found = checkpoint.newest(folder)
+        if found is None:
+            return []
+        tensors, about, wrong = found
+        checkpoint.compare(self.recipe, about, folder)
+        checkpoint.restore(self.model, self.optimisers, tensors)
+        self.scaler.load_state_dict(about["scaler"])
+        self.step, self.seconds = about["step"], about["seconds"]
+        return wrong
+
+    def save(self, folder: Path) -> str:
+        """Write a checkpoint; "" or why it could not be written. Every process has to call it."""
+        tensors = checkpoint.collect(self.model, self.optimisers)
+        failed = ""
+        if self.world.leads:
+            about = dict(seconds=self.seconds, steps=self.steps, scaler=self.scaler.state_dict())
+            try:
+                checkpoint.write(folder, self.step, tensors, self.recipe, about)
+            except OSError as error:
+                failed = str(error)
+        return failed
+
+    def take_step(self, batches: Iterator[tuple[Tensor, Any]]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """One optimiser step: loss and gradient norm (on the device), and what the schedules were."""
+        progress = self.step / self.steps
+        lr, decay = set_schedules(self.optimisers, self.recipe, progress)
+        total = torch.zeros((), device=self.world.device)
+        for part in range(self.parts):
+            images, micro = next(batches)
+            with local_only(self.model, part == self.parts - 1):
+                with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    loss = self.model(images, micro.seed) / self.parts
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        for optimiser in self.optimisers:
+            self.scaler.unscale_(optimiser)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
+        for optimiser in self.optimisers:
+            self.scaler.step(optimiser)
+            optimiser.zero_grad()
+        self.scaler.update()
+        momentum = self.method.after_step(progress)  # TRAP: once an optimiser step and after it, never once a batch
+        self.step += 1
+        return total, norm, dict(lr=lr, weight_decay=decay, momentum=momentum)
+
+    @torch.no_grad()
+    def watch(self) -> dict[str, float]:
+        """Feature std, effective rank and share of position on fixed pictures."""
+        was = self.method.training
+        self.method.eval()
+        found = health(self.method.probed(self.watched))
+        self.method.train(was)
+        return asdict(found)
+
+
+def watched_pictures(data: Resident | Stream, recipe: Recipe) -> Tensor:
+    """A few training pictures as the encoder sees them, the same in every process: (WATCHED, 3, L, L)."""
+    still = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, workers=0, batch=WATCHED)
+    still = still.replace(micro_batch=WATCHED)
+    images, _ = next(data.batches(plan(len(data), still, 0, 1), still))
+    return images
+
+
+def pretrain(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "auto", progress: bool = True) -> Run:
+    """Train a recipe and write everything to `out`: recipe.json, history.jsonl, checkpoints/, tensorboard/.
+
+    resume  continue from the newest whole checkpoint in `out`; a new run if there is none
+    SIGTERM and Ctrl-C save a checkpoint after the current step and return with ended "stopped".
+    Raises ValueError for what the caller can mend (CheckpointError and DataError among them), and NonFiniteLossError.
+    """
+    with world(device) as here, listening() as interrupt:
+        return Loop(Trainer(recipe, here), out, resume, progress).run(interrupt)
+
+
+class Loop:
+    """Steps, and what happens between them: history, checkpoints, probes, and the end."""
+
+    def __init__(self, trainer: Trainer, out: Path, resume: bool, progress: bool) -> None:
+        self.trainer, self.out, self.folder = trainer, out, out / "checkpoints"
+        if not resume and checkpoint.written(self.folder):
+            raise checkpoint.CheckpointError(
+                f"{out} already holds a run; --resume auto continues it, another --out starts a new one"
+            )
+        for told in trainer.resume(self.folder):
+            self.say(f"warning: {told}; the checkpoint before it is used")
+        if trainer.step:
+            self.say(f"continuing at step {trainer.step} of {trainer.steps}")
+        self.leads = trainer.world.leads
+        self.journal = None
+        if self.leads:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "recipe.json").write_text(json.dumps(asdict(trainer.recipe), indent=2) + "\n")
+            self.journal = Journal(out, trainer.step)
+        self.probing = probe_set(trainer.recipe) if trainer.recipe.probe_epochs else None
+        self.bar = tqdm(
+            total=trainer.steps,
+            initial=trainer.step,
+            disable=not (progress and self.leads),
+            unit="step",
+            smoothing=0.05,
+        )
+        self.unsaved = ""
+        self.warned: set[str] = set()
+
+    def say(self, text: str) -> None:
+        if self.trainer.world.leads:
+            print(text, file=sys.stderr, flush=True)
+
+    def every(self, epochs: float) -> int:
+        """Epochs as optimiser steps, at least one."""
+        return max(round(epochs * len(self.trainer.data) / self.trainer.recipe.batch), 1)
+
+    def run(self, interrupt: Interrupt) -> Run:
+        t, recipe = self.trainer, self.trainer.recipe
+        micros = plan(len(t.data), recipe, t.step, t.steps, t.world.rank, t.world.size)
+        batches = t.data.batches(micros, recipe)
+        losses: list[Tensor] = []
+        begun = mark = time.perf_counter()
+        before, counted = t.seconds, t.step
+        ended: Literal["done", "stopped", "unsaved"] = "done"
+        # A non-finite loss is seen at once where looking costs nothing, elsewhere with the next row of history.
+        alone = t.world.size == 1 and t.world.device.type == "cpu"
+        try:
+            while t.step < t.steps:
+                loss, norm, schedule = t.take_step(batches)
+                losses.append(loss)
+                t.seconds = before + time.perf_counter() - begun
+                self.bar.update()
+                last = t.step == t.steps
+                if last or t.step % recipe.log_every == 0 or (alone and not loss.isfinite()):
+                    speed = (t.step - counted) * recipe.batch / (time.perf_counter() - mark)
+                    self.log(losses, norm, schedule, speed)
+                    mark, counted = time.perf_counter(), t.step
+                stop = t.world.any(interrupt.wanted)
+                if stop or last or t.step % self.every(recipe.checkpoint_epochs) == 0:
+                    paused = time.perf_counter()
+                    self.save(losses)
+                    mark += time.perf_counter() - paused
+                if stop and not last:
+                    ended = "stopped"
+                    self.say(f"stopped at step {t.step} of {t.steps}; --resume auto continues")
+                    break
+        finally:
+            self.bar.close()
+            if self.journal:
+                self.journal.close()
+        if self.unsaved:
+            ended = "unsaved"
+            self.say(f"error: the last checkpoint could not be written ({self.unsaved}); free space and --resume auto")
+        return Run(self.out, t.step, t.steps, ended, self.journal.rows if self.journal else [])
+
+    def log(self, losses: list[Tensor], norm: Tensor, schedule: dict[str, float], speed: float) -> None:
+        """A row of history; raises NonFiniteLossError if the numbers blew up."""
+        t = self.trainer
+        loss = t.world.mean(torch.stack(losses).mean().item())
+        losses.clear()
+        if not math.isfinite(loss):
+            self.blown_up(f"the loss is {loss}")
+        found = t.watch()
+        row = dict(step=t.step, epoch=t.step * t.recipe.batch / len(t.data), loss=loss, **schedule)
+        row |= dict(gradient_norm=float(norm), images_per_second=speed, seconds=t.seconds, **found)
+        if self.probing and (t.step == t.steps or t.step % self.every(t.recipe.probe_epochs) < t.recipe.log_every):
+            row["knn"] = self.probe()
+        if isinstance(t.data, Stream):
+            row["skipped"] = len(t.data.skipped.names)
+        if self.journal:
+            self.journal.add({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})
+        for kind, message in Health(**found).warnings().items():
+            if kind not in self.warned:
+                self.warned.add(kind)
+                self.say(f"warning: {message}")
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s, rank {found['rank']:.1f}")
+
+    def probe(self) -> float:
+        """kNN accuracy (%) on labelled training pictures, part of them held out."""
+        bank, bank_labels, queries, labels = self.probing
+        encoder = self.trainer.method.probed
+        x = [features(encoder, images, batch=64) for images in (bank, queries)]
+        return knn(x[0], bank_labels, x[1], labels, k=min(20, len(bank)))
+
+    def save(self, losses: list[Tensor]) -> None:
+        """A checkpoint, unless the numbers blew up since the last row."""
+        if losses and not torch.stack(losses).isfinite().all():
+            self.blown_up("the loss is not finite")
+        self.unsaved = self.trainer.save(self.folder)
+        if self.unsaved:
+            self.say(f"warning: no checkpoint at step {self.trainer.step} ({self.unsaved}); training goes on")
+
+    def blown_up(self, what: str) -> None:
+        where = checkpoint.written(self.folder)
+        kept = f"the last good checkpoint is {where[-1]}" if where else "no checkpoint had been written yet"
+        raise NonFiniteLossError(
+            f"{what} at step {self.trainer.step}; {kept}. Try a lower lr than {self.trainer.recipe.lr}, a longer "
+            "warm-up, clip 1, or precision fp32"
+        )

@@ -1,0 +1,140 @@
+"""Order, crops and streams are functions of the seed and the place in the run; broken pictures are named."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from full_ijepa import data
+from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan
+from tests.full.conftest import draw_pictures
+from toy_ijepa.folders import DataError
+from toy_ijepa.probing import normalise
+
+
+def test_every_epoch_visits_every_picture_once_in_another_order():
+    first, second = order(17, 3, 0, 17), order(17, 3, 17, 17)
+    assert sorted(first) == sorted(second) == list(range(17))
+    assert first != second
+    assert order(17, 3, 5, 20) == (first + second)[5:25]
+    assert order(17, 4, 0, 17) != first
+
+
+def test_two_processes_see_what_one_sees(recipe):
+    alone = list(plan(60, recipe, 3, 6))
+    pair = [list(plan(60, recipe, 3, 6, rank, 2)) for rank in (0, 1)]
+    assert sorted(micro.seed for part in pair for micro in part) == sorted(micro.seed for micro in alone)
+    assert [micro for both in zip(*pair, strict=True) for micro in both] == alone
+    assert len({micro.seed for micro in alone}) == len(alone) == 6
+    assert {i for part in pair[0] for i in part.index}.isdisjoint(i for part in pair[1] for i in part.index)
+
+
+def test_a_plan_continued_is_the_plan(recipe):
+    assert list(plan(60, recipe, 0, 7))[8:] == list(plan(60, recipe, 4, 7))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(recipe):
+    with pytest.raises(ValueError, match="batch 8 cannot be shared out: 3 processes x micro-batches of 4"):
+        data.accumulation(recipe, 3)
+
+
+def test_seeds_are_the_same_everywhere():
+    assert mix(1, "order", 2) == 8051174611285059255
+    assert mix(1, 2) != mix(12) != mix(2, 1)
+
+
+def test_crops(recipe, generator):
+    images = torch.randint(0, 256, (200, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    still = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
+    assert torch.allclose(augment(images, still, 0), normalise(images), atol=1e-4)
+    mirrored = augment(images, still.replace(flip=True), 0)
+    turned = torch.isclose(mirrored, normalise(images.flip(-1)), atol=1e-4).flatten(1).all(1)
+    whole = torch.isclose(mirrored, normalise(images), atol=1e-4).flatten(1).all(1)
+    assert (turned ^ whole).all()
+    assert 70 < turned.sum() < 130
+    assert torch.equal(augment(images, recipe, 5), augment(images, recipe, 5))
+    assert not torch.equal(augment(images, recipe, 5), augment(images, recipe, 6))
+
+
+@pytest.mark.parametrize("kind", ["resident", "files"])
+def test_crops_keep_the_share_they_are_told(recipe, kind):
+    """On a picture whose colours are coordinates, a crop's corners tell its area and shape; H != W."""
+    cut = recipe.replace(crop_scale=(0.2, 0.5), crop_aspect=(0.5, 2.0), flip=False, image_size=16)
+    down, across = np.meshgrid(np.linspace(0, 255, 40), np.linspace(0, 255, 80), indexing="ij")
+    picture = np.stack([down, across, 0 * down]).astype(np.uint8)
+    if kind == "resident":
+        crops = augment(torch.from_numpy(picture).expand(400, -1, -1, -1).clone(), cut, 1)
+    else:
+        image, files = Image.fromarray(picture.transpose(1, 2, 0)), data.Files([], cut)
+        crops = normalise(torch.stack([files.cut(image, np.random.default_rng(i)) for i in range(400)]))
+    span = [(crops[:, c].amax((1, 2)) - crops[:, c].amin((1, 2))) / 4 * 16 / 15 for c in (0, 1)]
+    area, aspect = span[0] * span[1], span[1] * 80 / (span[0] * 40)
+    assert 0.15 < area.min() < 0.25 < 0.42 < area.max() < 0.56
+    assert 0.3 < area.mean() < 0.4
+    assert 0.42 < aspect.min() < 0.7
+    assert 1.5 < aspect.max() < 2.4
+    assert aspect.log().mean().abs() < 0.1  # as often high as wide
+
+
+def test_small_folders_stay_in_memory_and_mixed_ones_are_streamed(recipe, pictures, tmp_path):
+    device = torch.device("cpu")
+    assert isinstance(data.training_set(recipe, device), Resident)
+    mixed = shutil.copytree(pictures, tmp_path / "mixed")
+    Image.new("RGB", (40, 30)).save(mixed / "train" / "across" / "other.png")
+    assert isinstance(data.training_set(recipe.replace(data=f"folder:{mixed}"), device), Stream)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder in which every tenth picture is cut short."""
+    root = draw_pictures(tmp_path / "broken", 30, 24)
+    bad = sorted(root.rglob("train/**/*.png"))[::10]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:60])
+    return root, bad
+
+
+@pytest.mark.filterwarnings("ignore:picture skipped")
+def test_broken_pictures_are_replaced_and_named_once(recipe, broken):
+    root, bad = broken
+    stream = Stream(sorted(root.rglob("train/**/*.png")), torch.device("cpu"))
+    seen = [images for images, _ in stream.batches(plan(30, recipe, 0, 12), recipe)]
+    assert all(images.shape == (4, 3, 16, 16) for images in seen)
+    assert set(stream.skipped.names) == {str(path) for path in bad}
+
+
+def test_workers_change_nothing(recipe, broken):
+    root, _ = broken
+    with pytest.warns(UserWarning, match="picture skipped"):
+        drawn = [
+            [images for images, _ in stream.batches(plan(30, recipe, 0, 3), recipe.replace(workers=workers))]
+            for workers in (0, 2)
+            for stream in [Stream(sorted(root.rglob("train/**/*.png")), torch.device("cpu"))]
+        ]
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+def test_a_folder_of_nothing_but_broken_pictures_is_refused(recipe, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(20)]
+    for path in paths:
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="10 pictures in a row cannot be read"):
+        data.Files(paths, recipe)[Micro((0, 1), 0)]
+
+
+def test_imagenet_says_where_to_put_it(recipe):
+    with pytest.raises(DataError, match="Set IJEPA_DATA"):
+        data.training_set(recipe.replace(data="imagenet"), torch.device("cpu"))
+
+
+def test_probe_set_holds_training_pictures_apart(recipe):
+    bank, bank_labels, queries, labels = data.probe_set(recipe)
+    assert bank.shape == (48, 3, 16, 16)
+    assert queries.shape == (12, 3, 16, 16)
+    assert len(bank_labels) == 48
+    assert set(labels.tolist()) <= {0, 1}
+    assert not {tuple(x.flatten().tolist()) for x in bank} & {tuple(x.flatten().tolist()) for x in queries}

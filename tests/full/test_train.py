@@ -1,0 +1,233 @@
+"""The loop: continued to the last bit, stopped cleanly, never silently wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from full_ijepa import checkpoint, train
+from full_ijepa.checkpoint import CheckpointError
+from full_ijepa.train import STOPPED, Trainer, pretrain, set_schedules, steps_of
+from toy_ijepa.training import NonFiniteLossError
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:Plan failed")  # a remark of cuDNN-less builds
+
+
+def run(recipe, out, **options):
+    return pretrain(recipe, out, progress=False, **options)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(checkpoint.written(out / "checkpoints")[-1])[0]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stop_after(monkeypatch, steps: int, number: int = signal.SIGTERM):
+    """Send this process a signal in the middle of a step."""
+    take_step = Trainer.take_step
+
+    def watched(self, batches):
+        if self.step == steps - 1:
+            os.kill(os.getpid(), number)
+        return take_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "take_step", watched)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(method="mae", loss="l2"), dict(optimiser="muon", precision="bf16")])
+def test_interrupted_anywhere_the_run_ends_the_same(tmp_path, recipe, monkeypatch, changes):
+    recipe = recipe.replace(**changes)
+    whole = run(recipe, tmp_path / "whole")
+    assert (whole.ended, whole.step) == ("done", 15)
+    out = tmp_path / "parts"
+    for place, number in ((1, signal.SIGTERM), (6, signal.SIGINT), (11, signal.SIGTERM)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, place, number)
+            part = run(recipe, out, resume=True)
+        assert (part.ended, part.step, part.exit_code) == ("stopped", place, STOPPED)
+    assert run(recipe, out, resume=True).ended == "done"
+    assert losses(out) == losses(tmp_path / "whole")
+    assert same(final(out), final(tmp_path / "whole"))
+
+
+def test_the_loss_falls(tmp_path, recipe):
+    found = losses(run(recipe.replace(epochs=8.0, drop_path=0.0, lr=3e-3), tmp_path / "run").out)
+    assert sum(found[-5:]) < 0.6 * sum(found[:5])
+
+
+def test_history_says_what_is_needed_to_judge(tmp_path, recipe):
+    rows = run(recipe, tmp_path / "run").rows
+    wanted = {"step", "epoch", "loss", "lr", "weight_decay", "momentum", "gradient_norm", "images_per_second"}
+    assert wanted | {"seconds", "std", "rank", "position"} <= rows[0].keys()
+    assert [row["step"] for row in rows] == list(range(1, 16))
+    assert any("knn" in row for row in rows)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_schedules_count_optimiser_steps(recipe):
+    """With four micro-batches a step the peak is where it is with one, and the end is at the end."""
+    for micro in (8, 2):
+        weights = [torch.nn.Parameter(torch.zeros(2, 2))]
+        optimiser = torch.optim.SGD([dict(params=weights, name="blocks")])
+        part, steps = recipe.replace(micro_batch=micro), steps_of(recipe, 60)
+        rates = [set_schedules([optimiser], part, step / steps)[0] for step in range(steps)]
+        assert steps == 15
+        assert max(rates) == rates[4] == pytest.approx(recipe.lr, rel=0.01)
+        assert rates[0] == 0.0
+        assert rates[-1] < 0.1 * recipe.lr
+
+
+def test_one_step_is_that_of_the_large_batch(tmp_path, recipe):
+    """Accumulation: the loss and the gradient are means over all micro-batches, the target moves once."""
+    recipe = recipe.replace(epochs=0.2, warmup_epochs=0.0, drop_path=0.0, clip=0.0)
+    with train.world("cpu") as here:
+        trainer = Trainer(recipe, here)
+    batches = list(trainer.data.batches(train.plan(60, recipe, 0, 1), recipe))
+    expected = torch.stack([trainer.model(images, micro.seed) for images, micro in batches]).mean()
+    wanted = torch.autograd.grad(expected, [p for p in trainer.model.parameters() if p.requires_grad])
+    total, norm, _ = trainer.take_step(iter(batches))
+    assert total.item() == pytest.approx(expected.item(), abs=1e-6)
+    assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in wanted]).norm().item(), rel=1e-4)
+
+
+def test_nothing_is_overwritten(tmp_path, recipe):
+    run(recipe.replace(epochs=0.6), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="already holds a run; --resume auto continues it"):
+        run(recipe.replace(epochs=0.6), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"lr 0.001 there, 0.5 here"):
+        run(recipe.replace(epochs=0.6, lr=0.5), tmp_path / "run", resume=True)
+
+
+def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, recipe, monkeypatch, capsys):
+    whole = run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        run(recipe, tmp_path / "run")
+    path = checkpoint.written(tmp_path / "run" / "checkpoints")[-1]
+    path.write_bytes(path.read_bytes()[:-200])
+    run(recipe, tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "is truncated" in said
+    assert "continuing at step 8 of 15" in said
+    assert losses(tmp_path / "run") == [row["loss"] for row in whole.rows]
+
+
+def test_a_loss_that_blows_up_stops_the_run_and_saves_nothing_bad(tmp_path, recipe, monkeypatch):
+    step_loss = train.methods.IJEPA.step_loss
+
+    def bad(self, images, generator):
+        loss = step_loss(self, images, generator)
+        return loss * float("nan") if generator.initial_seed() == seed else loss
+
+    seed = list(train.plan(60, recipe, 9, 10))[1].seed
+    monkeypatch.setattr(train.methods.IJEPA, "step_loss", bad)
+    with pytest.raises(NonFiniteLossError, match=r"at step 10; the last good checkpoint is .*step-00000008"):
+        run(recipe, tmp_path / "run")
+    assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
+
+
+def test_a_full_disk_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch, capsys):
+    def no_space(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    recipe = recipe.replace(epochs=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", no_space)
+        found = run(recipe, tmp_path / "run")
+    assert (found.ended, found.exit_code, found.step) == ("unsaved", train.NOT_SAVED, 8)
+    said = capsys.readouterr().err
+    assert "no checkpoint at step 4" in said
+    assert "free space and --resume auto" in said
+
+
+def command(recipe_file_args: list[str], out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "full_ijepa", "pretrain", "smoke", *recipe_file_args, "--out", str(out), *more]
+
+
+def arguments(recipe) -> list[str]:
+    """The recipe of the tests as flags."""
+    flags = ["--data", recipe.data, "--image-size", "16", "--batch", "8", "--micro-batch", "4", "--epochs", "2"]
+    flags += ["--precision", "fp32", "--checkpoint-epochs", "0.25", "--log-every", "1", "--probe-epochs", "0"]
+    return [*flags, "--warmup-epochs", "0.5", "--keep", "9"]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_at_any_moment_the_run_ends_the_same(tmp_path, recipe):
+    """kill -9 at random moments, again and again; the first run is left alone."""
+    flags, chance = arguments(recipe), random.Random(4)
+    subprocess.run(command(flags, tmp_path / "whole"), env=environment(), check=True, capture_output=True)
+    out, killed = tmp_path / "killed", 0
+    for _ in range(6):
+        process = subprocess.Popen(
+            command(flags, out, "--resume", "auto"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        wait_for_steps(out, process)
+        time.sleep(chance.uniform(0.0, 0.4))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        killed += 1
+    done = subprocess.run(command(flags, out, "--resume", "auto"), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert killed >= 2
+    assert losses(out) == losses(tmp_path / "whole")
+    assert same(final(out), final(tmp_path / "whole"))
+
+
+def wait_for_steps(out: Path, process: subprocess.Popen, seconds: float = 60.0) -> None:
+    """Wait until the process has written something new, so that it is killed while it trains."""
+    before, end = journal_size(out), time.monotonic() + seconds
+    while process.poll() is None and journal_size(out) == before and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def journal_size(out: Path) -> int:
+    path = out / "history.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path):
+    def said(*flags: str) -> tuple[int, str]:
+        line = [sys.executable, "-m", "full_ijepa", "pretrain", "smoke", "--out", str(tmp_path / "run"), *flags]
+        done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = said("--image-size", "30")
+    assert (code, "not a whole number of patches" in text) == (2, True)
+    code, text = said("--epochs", "1", "--data", f"folder:{tmp_path / 'none'}")
+    assert (code, "no folder" in text) == (2, True)
+    code, text = said("--ephocs", "1")
+    assert (code, "--epochs" in text) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_estimates_and_trains_nothing(tmp_path, capsys):
+    from full_ijepa.__main__ import main
+
+    line = ["pretrain", "smoke", "--dry-run", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "312 of 64 images" in said
+    assert "G an image" in said
+    assert not (tmp_path / "run").exists()
