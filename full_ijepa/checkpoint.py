@@ -61,7 +61,7 @@ def written(folder: Path) -> list[Path]:
 def collect(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """All tensors of a checkpoint on the CPU, by name; every process has to call it."""
     tensors = {f"model.{k}": v for k, v in get_model_state_dict(model, options=WHOLE).items()}
-    state = get_optimizer_state_dict(model, optimisers, options=WHOLE)["state"] if optimisers else {}
+    state = get_optimizer_state_dict(model, optimisers, options=WHOLE).get("state", {})
     for parameter, values in state.items():
         tensors |= {f"optimiser.{parameter}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -6,6 +6,7 @@ A program started without torchrun is a world of one; the same code runs.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -69,7 +70,12 @@ def world(device: str = "auto") -> Iterator[World]:
     if size == 1 and "RANK" not in os.environ:
         yield World(0, 1, found)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    # TRAP: torchrun keeps one store for all restarts; without a name of its own, a restarted process reads there the
+    # addresses of those that died.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield World(rank, size, found)
     finally:
@@ -88,7 +94,7 @@ def share(step: nn.Module, world: World, parallel: str) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def shard(step: nn.Module, world: World) -> nn.Module:
@@ -99,6 +105,8 @@ def shard(step: nn.Module, world: World) -> nn.Module:
     from toy_ijepa.encoder import Block
 
     mesh = init_device_mesh(world.device.type, (world.size,))
+    # Warns of in-place changes to a network's output, of which there are none here.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     # The networks too, not only the whole: they are called on their own when features are looked at.
     for part in [m for m in step.modules() if isinstance(m, Block)] + list(step.method.children()):
         fully_shard(part, mesh=mesh)

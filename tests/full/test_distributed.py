@@ -107,12 +107,14 @@ def workers_of(parent: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-def test_a_checkpoint_of_one_process_is_continued_by_two(tmp_path, alone):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_checkpoint_of_one_process_is_continued_by_two(tmp_path, alone, parallel):
     flags, single = alone
     out = tmp_path / "run"
     subprocess.run([sys.executable, "-c", STOP_AT_7, *flags, "--out", str(out)], env=environment(), capture_output=True)
     assert checkpoint.written(out / "checkpoints")[-1].name == "step-00000007.safetensors"
     line = [*torchrun("--standalone", "--nproc-per-node", "2"), *flags, "--out", str(out), "--resume", "auto"]
+    line += ["--parallel", parallel]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     close(out, single)
