@@ -1,0 +1,115 @@
+"""What an encoder makes of labelled pictures, a chunk at a time so that any set fits."""
+
+# Shape legend:  S pictures  C = 3 channels  H,W pixels  N tokens  D width  F features  L side that the encoder sees
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from full_ijepa.data import SMALL, folder_of
+from full_ijepa.vit import Encoder
+from toy_ijepa import data as toy
+from toy_ijepa.folders import DataError, ImageSet, decode, find, pictures_below
+from toy_ijepa.probing import normalise
+
+CHUNK = 500  # pictures decoded, resized or encoded at a time
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled split: in memory at its own size, or files. `labels` (S,), the names of the classes, the side L."""
+
+    source: ImageSet | list[tuple[Path, str]]
+    labels: Tensor
+    classes: tuple[str, ...]
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """uint8 pictures (<= CHUNK, 3, L, L) in order."""
+        for start in range(0, len(self), CHUNK):
+            part = slice(start, start + CHUNK)
+            if isinstance(self.source, ImageSet):
+                yield toy.resize(self.source.images[part], self.side)
+            else:
+                found = decode(self.source[part], self.classes, self.side)
+                if found.skipped:
+                    raise DataError(f"a labelled picture cannot be read ({found.skipped[0]}); mend it or move it away")
+                yield found.images
+
+    def images(self) -> Tensor:
+        """All pictures at once, uint8 (S, 3, L, L)."""
+        return torch.cat(list(self.chunks()))
+
+    def at(self, side: int) -> Labelled:
+        """The same pictures at another side."""
+        return Labelled(self.source, self.labels, self.classes, side)
+
+    def some(self, index: Tensor) -> Labelled:
+        """The pictures of these numbers."""
+        if isinstance(self.source, ImageSet):
+            source = ImageSet(self.source.images[index], self.labels[index], self.classes)
+        else:
+            source = [self.source[i] for i in index.tolist()]
+        return Labelled(source, self.labels[index], self.classes, self.side)
+
+
+def labelled(name: str, split: str, side: int, most: int | None = None, seed: int = 0) -> Labelled:
+    """A labelled split of a set by name; at most `most` pictures, drawn at random.
+
+    Raises DataError (a ValueError) if it cannot be had or has fewer than two classes.
+    """
+    if name in SMALL:
+        found = toy.load(name, split, side if name == "shapes" else None)
+        whole = Labelled(found, found.labels, found.classes, side)
+    else:
+        files, classes = split_files(folder_of(name), split)
+        number = {name: i for i, name in enumerate(classes)} | {"": -1}
+        whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, side)
+    if len(whole.classes) < 2:
+        raise DataError(f"{name} has no classes: only sets with at least two class folders can be judged")
+    if most is None or most >= len(whole):
+        return whole
+    return whole.some(torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most])
+
+
+def split_files(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
+    """Files of a split with their classes; ImageNet calls its test part `val`."""
+    if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
+        _, classes = find(root, "train")
+        return pictures_below(root / "val"), classes
+    return find(root, split)
+
+
+@torch.no_grad()
+def pooled(encoder: Encoder, data: Labelled, last: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Average-pooled features of the last `last` blocks, shallow first: (S, last * D), float32, on the CPU."""
+    device = next(encoder.parameters()).device
+    last, found = min(last, len(encoder.blocks)), []
+    encoder.eval()
+    for images in data.chunks():
+        for part in normalise(images.to(device)).split(125):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                layers = encoder.layers(part, last)
+            found.append(torch.cat([tokens.float().mean(1) for tokens in layers], dim=1).cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def tokens(encoder: Encoder, data: Labelled, dtype: torch.dtype = torch.float32) -> Tensor:
+    """All tokens of the last layer in half precision: (S, N, D), on the CPU."""
+    device = next(encoder.parameters()).device
+    found = []
+    encoder.eval()
+    for images in data.chunks():
+        for part in normalise(images.to(device)).split(125):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                found.append(encoder(part).half().cpu())
+    return torch.cat(found)

@@ -1,0 +1,226 @@
+"""What is trained on top of an encoder: a linear layer, attention and a linear layer, or everything."""
+
+# Shape legend:  S samples  F features  N tokens  D width  c classes  R rates tried at once  B of a batch
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from full_ijepa.data import augment, mix
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import Encoder
+from toy_ijepa.encoder import LAYER_NORM_EPS
+from toy_ijepa.probing import normalise
+from toy_ijepa.schedules import warmup_cosine
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of Adam on standardised features; the best is chosen on a held-out part
+HELD = 0.1  # share of the training set that choices are made on
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Predicted classes (S,) of the test set, and the learning rate that the held-out part chose."""
+
+    predicted: Tensor
+    rate: float
+
+
+def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the samples to fit on and of those to choose on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, "held")))
+    held = max(round(HELD * count), 1)
+    return order[held:], order[:held]
+
+
+def fit_linear(x: Tensor, y: Tensor, classes: int, rates: tuple[float, ...], epochs: int, seed: int) -> Tensor:
+    """Linear classifiers for all rates at once, by Adam with a cosine schedule: weights and bias (R, c, F + 1)."""
+    R, device = len(rates), x.device
+    weight = torch.zeros(R, classes, x.shape[1] + 1, device=device, requires_grad=True)
+    rate = torch.tensor(rates, device=device)[:, None, None]
+    optimiser = torch.optim.Adam([weight], lr=1.0)
+    batch = min(256, len(x))
+    steps = epochs * (len(x) // batch)
+    generator, step = torch.Generator().manual_seed(seed), 0
+    while step < steps:
+        for index in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
+            logits = torch.einsum("bf,rcf->rbc", x[index], weight[:, :, :-1]) + weight[:, None, :, -1]
+            loss = F.cross_entropy(logits.flatten(0, 1), y[index].repeat(R), reduction="sum") / batch
+            (weight.grad,) = torch.autograd.grad(loss, weight)
+            before = weight.detach().clone()
+            optimiser.step()
+            with torch.no_grad():  # Adam's step of size 1, scaled for each classifier by its own rate
+                weight.copy_(before + (weight - before) * rate * warmup_cosine(step / steps, 1.0, 0.0))
+            step += 1
+    return weight.detach()
+
+
+def predict(weight: Tensor, x: Tensor) -> Tensor:
+    """Classes (R, S) that linear classifiers (R, c, F + 1) say for x (S, F)."""
+    return (torch.einsum("sf,rcf->rsc", x, weight[:, :, :-1]) + weight[:, None, :, -1]).argmax(-1)
+
+
+def linear(train: Tensor, y: Tensor, test: Tensor, classes: int, seed: int = 0, epochs: int = 50) -> Verdict:
+    """A linear probe on standardised features (S, F): the rate is chosen on a held-out tenth of the training set."""
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    x, x_test = (train - mean) / std, (test - mean) / std
+    rest, held = hold_out(len(x), seed)
+    tried = fit_linear(x[rest], y[rest], classes, RATES, epochs, seed)
+    right = (predict(tried, x[held]) == y[held]).double().mean(1)
+    rate = RATES[int(right.argmax())]
+    return Verdict(predict(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0], rate)
+
+
+class Attentive(nn.Module):
+    """One learned query attends to all tokens (B, N, D), then a linear layer: (B, c).
+
+    Source: Bardes et al. 2024 (V-JEPA), arXiv:2404.08471, section 4 (attentive probing), with one query and one layer.
+    """
+
+    def __init__(self, width: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.trunc_normal_(self.query, std=0.02)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.norm(tokens)
+        answer, _ = self.attention(self.query.expand(len(x), -1, -1), x, x, need_weights=False)
+        return self.classify(answer[:, 0])
+
+
+def attentive(
+    train: Tensor,
+    y: Tensor,
+    test: Tensor,
+    classes: int,
+    heads: int,
+    device: torch.device,
+    seed: int = 0,
+    epochs: int = 20,
+) -> Verdict:
+    """An attentive probe on frozen tokens (S, N, D); the rate is chosen on a held-out tenth of the training set."""
+    rest, held = hold_out(len(train), seed)
+
+    def fit(index: Tensor, rate: float) -> nn.Module:
+        torch.manual_seed(seed)
+        head = Attentive(train.shape[-1], heads, classes).to(device)
+        batches = ((train[i].float().to(device), y[i].to(device)) for i in shuffled(index, epochs, seed))
+        return fit_module(head, [dict(params=head.parameters())], batches, len(index), rate, epochs)
+
+    def said(head: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([head(part.float().to(device)).argmax(1).cpu() for part in x.split(500)])
+
+    scores = {
+        rate: (said(fit(rest, rate), train[held]) == y[held]).double().mean().item() for rate in (3e-4, 1e-3, 3e-3)
+    }
+    rate = max(scores, key=scores.__getitem__)
+    return Verdict(said(fit(torch.arange(len(train)), rate), test), rate)
+
+
+def shuffled(index: Tensor, epochs: int, seed: int, batch: int = 128) -> Iterator[Tensor]:
+    """Index batches of shuffled epochs; the last batch of an epoch may be smaller."""
+    generator = torch.Generator().manual_seed(mix(seed, "shuffle"))
+    for _ in range(epochs):
+        yield from index[torch.randperm(len(index), generator=generator)].split(batch)
+
+
+def fit_module(
+    module: nn.Module,
+    groups: list[dict],
+    batches: Iterator[tuple[Tensor, Tensor]],
+    count: int,
+    rate: float,
+    epochs: int,
+) -> nn.Module:
+    """Train a classifier by AdamW with warm-up and cosine; `groups` may scale the rate by "share"."""
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
+    steps = epochs * math.ceil(count / 128)
+    module.train()
+    for step, (x, y) in enumerate(batches):
+        for group in optimiser.param_groups:
+            group["lr"] = group.get("share", 1.0) * warmup_cosine(step / steps, rate, 0.1)
+        loss = F.cross_entropy(module(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 3.0)
+        optimiser.step()
+    return module.eval()
+
+
+class Classifier(nn.Module):
+    """An encoder, its tokens averaged, and a linear layer: normalised images (B, 3, H, W) -> (B, c)."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(True)
+        self.classify = nn.Linear(encoder.width, classes)
+        nn.init.zeros_(self.classify.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.encoder(images).mean(1))
+
+    def groups(self, decay: float) -> list[dict]:
+        """Parameter groups whose rate falls by `decay` from each layer to the one below (Bao et al. 2022)."""
+        blocks = [self.encoder.blocks[i] for i in range(len(self.encoder.blocks))]
+        top = [*self.encoder.norm.parameters(), *self.classify.parameters()]
+        layers = [list(self.encoder.patch_embed.parameters()), *(list(b.parameters()) for b in blocks), top]
+        return [dict(params=p, share=decay ** (len(layers) - 1 - i)) for i, p in enumerate(layers)]
+
+
+def finetune(
+    encoder: Encoder,
+    train: Tensor,
+    y: Tensor,
+    test: Tensor,
+    classes: int,
+    recipe: Recipe,
+    seed: int = 0,
+    epochs: int = 20,
+) -> Verdict:
+    """Train everything on uint8 pictures (S, 3, L, L), cropped and mirrored; the rate is chosen on a held-out tenth."""
+    device = next(encoder.parameters()).device
+    rest, held = hold_out(len(train), seed)
+    wide = recipe.replace(crop_scale=(0.5, 1.0))
+
+    def fit(index: Tensor, rate: float) -> nn.Module:
+        torch.manual_seed(seed)
+        model = Classifier(encoder, classes).to(device)
+        batches = (
+            (augment(train[i].to(device), wide, mix(seed, "tune", n)), y[i].to(device))
+            for n, i in enumerate(shuffled(index, epochs, seed))
+        )
+        return fit_module(model, model.groups(0.75), batches, len(index), rate, epochs)
+
+    def said(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([model(normalise(part.to(device))).argmax(1).cpu() for part in x.split(250)])
+
+    scores = {rate: (said(fit(rest, rate), train[held]) == y[held]).double().mean().item() for rate in (5e-4, 2e-3)}
+    rate = max(scores, key=scores.__getitem__)
+    return Verdict(said(fit(torch.arange(len(train)), rate), test), rate)
+
+
+def ridge(train: Tensor, y: Tensor, test: Tensor, seed: int = 0) -> tuple[Tensor, float]:
+    """Numbers (S,) predicted from features by ridge regression; the penalty is chosen on a held-out tenth."""
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    x, x_test = (train - mean) / std, (test - mean) / std
+
+    def fit(x: Tensor, y: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
+        gram = x.T @ x / len(x) + penalty * torch.eye(x.shape[1])
+        weight = torch.linalg.solve(gram, x.T @ (y - y.mean()) / len(x))
+        return lambda new: new @ weight + y.mean()
+
+    rest, held = hold_out(len(x), seed)
+    lost = {p: (fit(x[rest], y[rest], p)(x[held]) - y[held]).square().mean().item() for p in (1e-3, 1e-2, 1e-1, 1.0)}
+    penalty = min(lost, key=lost.__getitem__)
+    return fit(x, y, penalty)(x_test), penalty
