@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from full_ijepa.methods import IJEPA
 from full_ijepa.vit import SIZES, Encoder
+from toy_ijepa import weights as toy_weights
 from toy_ijepa.encoder import LAYER_NORM_EPS
 from toy_ijepa.patches import sincos_2d
 from toy_ijepa.predictor import Predictor
@@ -258,3 +259,14 @@ def either(state: State, number: int, names: tuple[str, str], kind: str) -> Tens
         if (found := state.get(f"layers.{number}.{name}.{kind}")) is not None:
             return found
     raise InteropError(f"the model has no layers.{number}.{names[0]}.{kind} (nor its older name {names[1]})")
+
+
+def write_toy(encoder: Encoder, path: Path) -> None:
+    """An encoder with fixed positions as a file for `toy_ijepa.weights.load_encoder`.
+
+    Raises InteropError for learned positions, which the toy does not have.
+    """
+    if encoder.config["positions"] != "fixed":
+        raise InteropError("the toy's encoder has fixed positions only; this one learned its own")
+    config = {k: v for k, v in encoder.config.items() if k != "positions"}
+    toy_weights.save(encoder, path, dict(encoder=config))

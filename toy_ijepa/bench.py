@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -26,14 +27,25 @@ from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA, LOSSES
 from toy_ijepa.masking import Masks, multiblock
 from toy_ijepa.predictor import Predictor
-from toy_ijepa.recipe import SIZES
+from toy_ijepa.recipe import SIZES, Size
 from toy_ijepa.training import uses_bf16
 
-BATCH, SIDE, PATCH = 128, 32, 4
-SIZE = SIZES["small"]  # 192 wide, 6 deep
 PARTS = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
 
 Step = Callable[[Tensor, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is timed: images of a step, their side and the patches' in pixels, and the size of the networks."""
+
+    batch: int
+    side: int
+    patch: int
+    size: Size
+
+
+TOY = Setup(128, 32, 4, SIZES["small"])  # 192 wide, 6 deep
 
 
 class Stopwatch:
@@ -48,19 +60,20 @@ class Stopwatch:
         self.last = now
 
 
-def ours(precision: str, mode: str = "block") -> Step:
+def ours(setup: Setup, precision: str, mode: str = "block") -> Step:
     """This package's training step, taken apart to be timed."""
     torch.manual_seed(0)
-    encoder = Encoder(SIDE, PATCH, SIZE.width, SIZE.depth, SIZE.heads)
-    narrow = (SIZE.predictor_width, SIZE.predictor_depth, SIZE.predictor_heads)
-    model = IJEPA(encoder, Predictor(encoder.grid, SIZE.width, *narrow, mode=mode))
+    size = setup.size
+    encoder = Encoder(setup.side, setup.patch, size.width, size.depth, size.heads)
+    narrow = (size.predictor_width, size.predictor_depth, size.predictor_heads)
+    model = IJEPA(encoder, Predictor(encoder.grid, size.width, *narrow, mode=mode))
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
     bf16 = uses_bf16(torch.device("cpu"), precision)
 
     def step(images: Tensor, parts: dict[str, float]) -> None:
         mark = Stopwatch(parts)
-        masks = multiblock(BATCH, encoder.grid, generator=generator)
+        masks = multiblock(setup.batch, encoder.grid, generator=generator)
         mark("masks")
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             targets = model.targets(images, masks.targets)
@@ -81,7 +94,7 @@ def ours(precision: str, mode: str = "block") -> Step:
     return step
 
 
-def lightly(precision: str) -> Step:
+def lightly(setup: Setup, precision: str) -> Step:
     """lightly's I-JEPA parts (timm blocks), as in its published example, fed with this package's masks."""
     import copy
 
@@ -90,21 +103,23 @@ def lightly(precision: str) -> Step:
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    dial = dict(img_size=SIDE, patch_size=PATCH, embed_dim=SIZE.width, depth=SIZE.depth, num_heads=SIZE.heads)
+    size, grid = setup.size, (setup.side // setup.patch, setup.side // setup.patch)
+    dial = dict(
+        img_size=setup.side, patch_size=setup.patch, embed_dim=size.width, depth=size.depth, num_heads=size.heads
+    )
     encoder = MaskedVisionTransformerTIMM(
         VisionTransformer(**dial, class_token=False, global_pool="avg", num_classes=0)
     )
     target = copy.deepcopy(encoder).requires_grad_(False)
-    N = (SIDE // PATCH) ** 2
     predictor = IJEPAPredictorTIMM(
-        N, SIZE.predictor_depth, SIZE.width, SIZE.predictor_width, num_heads=SIZE.predictor_heads
+        grid[0] * grid[1], size.predictor_depth, size.width, size.predictor_width, num_heads=size.predictor_heads
     )
     trained = [p for m in (encoder, predictor) for p in m.parameters() if p.requires_grad]
     optimiser, criterion = torch.optim.AdamW(trained, lr=1e-4), torch.nn.SmoothL1Loss()
     generator = torch.Generator().manual_seed(0)
 
     def step(images: Tensor, parts: dict[str, float]) -> None:
-        masks = multiblock(BATCH, (SIDE // PATCH, SIDE // PATCH), generator=generator)
+        masks = multiblock(setup.batch, grid, generator=generator)
         context_idx, target_idx = [masks.context], list(masks.targets.unbind(1))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             with torch.no_grad():
@@ -122,13 +137,13 @@ def lightly(precision: str) -> Step:
     return step
 
 
-CANDIDATES: dict[str, Callable[[], Step]] = {
-    "ours fp32": lambda: ours("fp32"),
-    "ours bf16": lambda: ours("bf16"),
-    "ours fp32, joint predictor": lambda: ours("fp32", "joint"),
-    "ours bf16, joint predictor": lambda: ours("bf16", "joint"),
-    "lightly fp32": lambda: lightly("fp32"),
-    "lightly bf16": lambda: lightly("bf16"),
+CANDIDATES: dict[str, Callable[[Setup], Step]] = {
+    "ours fp32": lambda setup: ours(setup, "fp32"),
+    "ours bf16": lambda setup: ours(setup, "bf16"),
+    "ours fp32, joint predictor": lambda setup: ours(setup, "fp32", "joint"),
+    "ours bf16, joint predictor": lambda setup: ours(setup, "bf16", "joint"),
+    "lightly fp32": lambda setup: lightly(setup, "fp32"),
+    "lightly bf16": lambda setup: lightly(setup, "bf16"),
 }
 
 
@@ -171,16 +186,16 @@ def high_water_mark() -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
-def peak_memory(name: str) -> float:
-    """Peak resident MiB of a fresh process that takes three steps of one candidate."""
-    command = [sys.executable, "-m", "toy_ijepa.bench", "--memory-of", name]
+def peak_memory(name: str, module: str) -> float:
+    """Peak resident MiB of a fresh process that takes three steps of one candidate: `module` with --memory-of."""
+    command = [sys.executable, "-m", module, "--memory-of", name]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def measure(names: list[str], rounds: int) -> dict[str, dict]:
+def measure(names: list[str], rounds: int, setup: Setup = TOY, module: str = "toy_ijepa.bench") -> dict[str, dict]:
     """Median seconds of each candidate's step and its parts, taking turns."""
-    images = torch.randn(BATCH, 3, SIDE, SIDE)
-    steps = {name: CANDIDATES[name]() for name in names}
+    images = torch.randn(setup.batch, 3, setup.side, setup.side)
+    steps = {name: CANDIDATES[name](setup) for name in names}
     flops = {name: step_flops(step, images) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     parts: dict[str, dict[str, float]] = {name: {} for name in names}
@@ -193,10 +208,10 @@ def measure(names: list[str], rounds: int) -> dict[str, dict]:
     return {
         name: dict(
             seconds=median(seconds[name]),
-            images_per_second=BATCH / median(seconds[name]),
+            images_per_second=setup.batch / median(seconds[name]),
             share_of_matmul_rate=flops[name] / median(seconds[name]) / rate["bf16" if "bf16" in name else "fp32"],
             share_of_step={p: v / sum(parts[name].values()) for p, v in parts[name].items()},
-            peak_mib=peak_memory(name),
+            peak_mib=peak_memory(name, module),
         )
         for name in names
     }
@@ -218,6 +233,24 @@ def report(found: dict[str, dict], masks_ms: dict[int, float]) -> str:
     return "\n".join([*lines, f"\nmasks on a 14x14 grid: {drawn}"])
 
 
+def memory_of(name: str, setup: Setup) -> None:
+    """Three steps of one candidate, then this process's peak: what `peak_memory` starts."""
+    step = CANDIDATES[name](setup)
+    for _ in range(3):
+        step(torch.randn(setup.batch, 3, setup.side, setup.side), {})
+    print(high_water_mark())
+
+
+def available(names: list[str]) -> list[str]:
+    """Those of the candidates that can run here; says so if lightly is missing."""
+    try:
+        import lightly  # noqa: F401
+    except ImportError:
+        print("lightly is not installed (`make bench` installs it): timing ours alone", file=sys.stderr)
+        return [name for name in names if "lightly" not in name]
+    return names
+
+
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m toy_ijepa.bench", description=__doc__.splitlines()[0])
     p.add_argument("--rounds", type=int, default=12, help="steps of each candidate (default %(default)s)")
@@ -225,20 +258,12 @@ def main() -> int:
     p.add_argument("--memory-of", choices=CANDIDATES, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.memory_of:
-        step = CANDIDATES[args.memory_of]()
-        for _ in range(3):
-            step(torch.randn(BATCH, 3, SIDE, SIDE), {})
-        print(high_water_mark())
+        memory_of(args.memory_of, TOY)
         return 0
-    names = list(CANDIDATES)
-    try:
-        import lightly  # noqa: F401
-    except ImportError:
-        print("lightly is not installed (`make bench` installs it): timing ours alone", file=sys.stderr)
-        names = [name for name in names if "lightly" not in name]
-    found = measure(names, args.rounds)
+    found = measure(available(list(CANDIDATES)), args.rounds)
     masks_ms = {batch: mask_time(batch) for batch in (64, 2048)}
-    print(f"{SIZE.width} x {SIZE.depth}, {SIDE} px, patch {PATCH}, batch {BATCH}, {torch.get_num_threads()} threads")
+    size = TOY.size
+    print(f"{size.width} x {size.depth}, {TOY.side} px, batch {TOY.batch}, {torch.get_num_threads()} threads")
     print(report(found, masks_ms))
     if args.out:
         args.out.write_text(json.dumps(dict(steps=found, masks_ms=masks_ms), indent=2) + "\n")

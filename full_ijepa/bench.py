@@ -1,0 +1,175 @@
+"""How fast is ViT-B/16, what do the ways of handling uneven contexts cost, and do files arrive fast enough?
+
+python -m full_ijepa.bench step    one training step at 224 px beside lightly's, part by part
+python -m full_ijepa.bench masks   uneven contexts: cut, pad or group
+python -m full_ijepa.bench read    pictures a second from JPEG files, beside the bare decoder
+
+Candidates take turns, so that a busy machine slows them alike: read the ratios.
+"""
+
+# Shape legend:  B images  h,w grid  N patches  K context patches  D width
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from full_ijepa import masking
+from full_ijepa.data import Micro, Stream
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import SIZES
+from toy_ijepa import bench as toy
+from toy_ijepa.encoder import Encoder, gather_tokens
+from toy_ijepa.masking import multiblock
+from toy_ijepa.recipe import Size
+
+VITB16 = toy.Setup(4, 224, 16, Size(*SIZES["b"], predictor_width=384, predictor_depth=6, predictor_heads=12))
+STEPS = ("ours fp32", "ours bf16", "lightly fp32", "lightly bf16")
+
+
+def step(rounds: int) -> dict:
+    """The ViT-B/16 step of batch 4: prints the table, returns the figures."""
+    found = toy.measure(toy.available(list(STEPS)), rounds, VITB16, "full_ijepa.bench")
+    print(f"ViT-B/16, 224 px, batch {VITB16.batch}, {torch.get_num_threads()} threads")
+    print(toy.report(found, {64: toy.mask_time(64)}))
+    return found
+
+
+class Padded:
+    """Contexts filled up to the longest of the batch, with an attention mask (True: take part)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, images: Tensor, context: Tensor) -> Tensor:
+        there = context != masking.NOTHING
+        x = gather_tokens(self.encoder.embed(images), context.clamp_min(0))  #     (B, K, D)
+        mask = there[:, None, None, :]
+        for block in self.encoder.blocks:
+            q, k, v = block.attn.split(block.norm1(x))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x = x + block.attn.proj(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+        return self.encoder.norm(x)[there]  #                                     (all real tokens, D)
+
+
+def masks(rounds: int, batch: int = 64) -> dict:
+    """Context encoder forward and backward under each way of handling contexts of different sizes."""
+    torch.manual_seed(0)
+    encoder, generator = Encoder(112, 8, 192, 6, 3), torch.Generator().manual_seed(0)
+    images, padded = torch.randn(batch, 3, 112, 112), Padded(encoder)
+
+    def run(parts: list[tuple[Tensor, Tensor]], through: Callable) -> float:
+        begun = time.perf_counter()
+        sum(through(images[rows], context).square().mean() for rows, context in parts).backward()
+        return time.perf_counter() - begun
+
+    everything = torch.arange(batch)
+    ways: dict[str, tuple[int, Callable]] = {"cut to the smallest": (1, encoder), "2 groups": (2, encoder)}
+    ways |= {"4 groups": (4, encoder), "8 groups": (8, encoder), "pad to the largest": (0, padded)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    kept: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        full = multiblock(batch, encoder.grid, generator=generator, pick=masking.keep_all)
+        total = int((full.context != masking.NOTHING).sum())
+        for name, (groups, through) in ways.items():
+            found = masking.grouped(full, groups) if groups else [(everything, full)]
+            parts = [(rows, drawn.context) for rows, drawn in found]
+            seconds[name].append(run(parts, through))
+            kept[name].append(sum(int((c != masking.NOTHING).sum()) for _, c in parts) / total)
+    base = median(seconds["cut to the smallest"])
+    result = {
+        name: dict(kept=sum(kept[name]) / rounds, seconds=median(times), tokens_a_second=0.0)
+        for name, times in seconds.items()
+    }
+    print(f"context encoder 192 x 6, 14 x 14 patches, batch {batch}, forward and backward")
+    print(f"{'':24}{'context kept':>14}{'time':>8}{'time a kept patch':>20}")
+    for name, row in result.items():
+        ratio = row["seconds"] / base
+        each = ratio / (row["kept"] / result["cut to the smallest"]["kept"])
+        row["time_ratio"], row["time_a_patch_ratio"] = ratio, each
+        row.pop("tokens_a_second")
+        print(f"{name:24}{row['kept']:14.0%}{ratio:8.2f}{each:20.2f}")
+    return result
+
+
+def read(rounds: int, count: int = 6000, side: int = 64, workers: int = 2) -> dict:
+    """Training batches from JPEG files by worker processes, their start included, beside as many bare decoders."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    recipe = Recipe(image_size=side, patch=8, workers=workers, batch=100, micro_batch=100)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = draw_files(Path(folder), count, side)
+        found: dict[str, list[float]] = {"training batches": [], "bare decoder": []}
+        chunks = [paths[i::workers] for i in range(workers)]
+        with ProcessPoolExecutor(workers) as pool:
+            list(pool.map(decode, [part[:1] for part in chunks]))  # processes are started before the clock is
+            for _ in range(rounds):
+                begun = time.perf_counter()
+                list(pool.map(decode, chunks))
+                found["bare decoder"].append(count / (time.perf_counter() - begun))
+                micros = [Micro(tuple(range(i, i + 100)), i) for i in range(0, count, 100)]
+                batches = Stream(paths, torch.device("cpu")).batches(micros, recipe)
+                begun = time.perf_counter()
+                seen = sum(len(images) for images, _ in batches)
+                found["training batches"].append(seen / (time.perf_counter() - begun))
+    result = {name: median(speeds) for name, speeds in found.items()}
+    result["ratio"] = result["training batches"] / result["bare decoder"]
+    print(f"{count} JPEG files of {side} px, {workers} processes: pictures a second")
+    for name, value in result.items():
+        print(f"{name:24}{value:10.2f}" if name == "ratio" else f"{name:24}{value:10.0f}")
+    return result
+
+
+def draw_files(folder: Path, count: int, side: int) -> list[Path]:
+    """JPEG files with something in them."""
+    random, paths = np.random.default_rng(0), []
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        path = folder / f"{number:05}.jpg"
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def decode(paths: list[Path]) -> int:
+    """The bare decoder: bytes to RGB pixels, nothing else."""
+    for path in paths:
+        np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
+    return len(paths)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(prog="python -m full_ijepa.bench", description=__doc__.splitlines()[0])
+    p.add_argument("what", nargs="?", choices=("step", "masks", "read"), default="step")
+    p.add_argument("--rounds", type=int, default=8, help="turns of each candidate (default %(default)s)")
+    p.add_argument("--out", type=Path, help="write the figures as JSON")
+    p.add_argument("--memory-of", choices=toy.CANDIDATES, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.memory_of:
+        toy.memory_of(args.memory_of, VITB16)
+        return 0
+    found = {"step": step, "masks": masks, "read": read}[args.what](args.rounds)
+    if args.out:
+        command = f"python -m full_ijepa.bench {args.what} --rounds {args.rounds}"
+        args.out.write_text(
+            json.dumps(dict(command=command, threads=torch.get_num_threads(), **found), indent=2) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""One page for one or more runs: curves, masks, imagination, t-SNE, confusion matrices, tables, config and cost.
+
+The page is a single HTML file with its pictures inside; it needs no network and no script.
+"""
+
+# Shape legend:  S pictures  C channels  H,W pixels
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from full_ijepa import doctor
+from full_ijepa.cost import span
+from full_ijepa.evaluate.features import labelled, pooled
+from full_ijepa.evaluate.run import fresh, load_run
+from full_ijepa.methods import IJEPA
+from full_ijepa.recipes.base import Recipe
+from toy_ijepa import imagination, plots
+from toy_ijepa.folders import DataError
+from toy_ijepa.masking import multiblock
+from toy_ijepa.plots import CURVES
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; background: white; }
+figure { margin: 1rem 0; }
+figcaption { font-size: .9rem; opacity: .8; }
+pre { overflow-x: auto; padding: .8rem; background: #8881; }
+.wide { overflow-x: auto; }
+"""
+SHOWN = 6  # pictures whose masks and imagination are shown
+MAPPED = 500  # test pictures of the t-SNE map
+SHELF = 300  # training pictures whose patches imagination chooses from
+
+
+def picture(figure: Figure, alt: str) -> str:
+    """A figure as HTML with a description for those who cannot see it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    words = html.escape(alt)
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}"><figcaption>{words}</figcaption></figure>'
+
+
+def rows_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; everything is escaped."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f'<div class="wide"><table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+
+
+def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
+    """Loss, schedules, std and rank of all runs against the share of the run that is done."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    for ax, (name, label) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+        for (run, rows), style in zip(histories.items(), ["-", "--", ":", "-."] * len(histories), strict=False):
+            steps = rows[-1]["step"]
+            ax.plot([row["step"] / steps for row in rows], [row[name] for row in rows], style, label=run)
+        ax.set_title(label, fontsize=9)
+        ax.set_xlabel("share of the run", fontsize=8)
+        ax.tick_params(labelsize=7)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:
+    """A confusion matrix: a row a true class, a column what was said, as shares of the row."""
+    counts = torch.tensor(matrix, dtype=torch.float64)
+    share = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    side = max(3.2, 0.42 * len(classes))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    ax = figure.subplots()
+    drawn = ax.imshow(share.numpy(), vmin=0, vmax=1, cmap="cividis")
+    if len(classes) <= 20:
+        ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(classes)), classes, fontsize=7)
+        for i, row in enumerate(share.tolist()):
+            for j, value in enumerate(row):
+                ax.text(
+                    j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color="w" if value < 0.6 else "k"
+                )
+    ax.set_xlabel("said", fontsize=8)
+    ax.set_ylabel("true", fontsize=8)
+    figure.colorbar(drawn, ax=ax, shrink=0.8).ax.tick_params(labelsize=7)
+    return figure
+
+
+def pictures_of(out: Path, name: str) -> list[str]:
+    """Masks, imagination (I-JEPA) and a t-SNE map of one run; none where its data cannot be had."""
+    recipe, method, _ = load_run(out)
+    try:
+        test = labelled(recipe.data, "test", recipe.image_size, MAPPED)
+        shelf_pictures = labelled(recipe.data, "train", recipe.image_size, SHELF).images()
+    except DataError as error:
+        return [f"<p>No pictures: {html.escape(str(error))}</p>"]
+    found, some = [], test.images()[:SHOWN]
+    if isinstance(method, IJEPA):
+        drawn = multiblock(SHOWN, method.encoder.grid, generator=torch.Generator().manual_seed(0))
+        words = (
+            "Pictures, their masks (context green, targets coloured, neither grey), and what the context encoder sees"
+        )
+        found.append(picture(plots.masks(some, drawn, method.encoder.grid), f"{name}: {words}"))
+        patches, _ = imagination.imagine(method, some, drawn, imagination.gallery(method, shelf_pictures))
+        words = "Imagination: targets filled with the training patch whose feature is nearest to the predicted one"
+        found.append(picture(plots.imagination(some, drawn, patches, recipe.patch), f"{name}: {words}"))
+    maps = {name: pooled(method.probed, test, 1), "random encoder": pooled(fresh(recipe, 0), test, 1)}
+    words = f"t-SNE maps of {len(test)} test pictures, coloured by class"
+    found.append(picture(plots.tsne(maps, test.labels, test.classes), f"{name}: {words}"))
+    return found
+
+
+def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Every encoder of every run under each protocol; accuracy in %."""
+    protocols = list(dict.fromkeys(p for e in evaluations.values() for p in e["protocols"]))
+    rows = []
+    for run, evaluation in evaluations.items():
+        for row in dict.fromkeys(row for by in evaluation["protocols"].values() for row in by):
+            cells = [evaluation["protocols"].get(p, {}).get(row) for p in protocols]
+            rows.append([f"{run}: {row}", *(cell_text(cell) for cell in cells)])
+    return rows_table(["accuracy in %", *protocols], rows)
+
+
+def cell_text(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    spread = found.get("spread", {}).get("accuracy")
+    return f"{found['accuracy']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write(runs: Sequence[Path], target: Path) -> Path:
+    """Write the page of these runs. Raises ValueError if one of them is no run."""
+    charts = {name: doctor.chart_of(out) for name, out in named(runs).items()}
+    parts = ["<h1>I-JEPA and MAE: a report</h1>"]
+    evaluations = {name: found for name, out in named(runs).items() if (found := read_json(out / "evaluation.json"))}
+    if evaluations:
+        parts += ["<h2>One protocol for all</h2>", scores_table(evaluations), notes(evaluations)]
+    else:
+        parts.append("<p>Not evaluated yet: <code>python -m full_ijepa evaluate RUN</code></p>")
+    parts += [
+        "<h2>Training</h2>",
+        picture(curves({n: c.rows for n, c in charts.items()}), "Training curves of all runs"),
+    ]
+    parts.append(costs(charts))
+    for name, out in named(runs).items():
+        parts += [f"<h2>{html.escape(name)}</h2>", f"<pre>{html.escape(doctor.report(charts[name]))}</pre>"]
+        parts += pictures_of(out, name)
+        linear = evaluations.get(name, {}).get("protocols", {}).get("linear", {})
+        own = linear.get(charts[name].recipe.method)
+        if own:
+            words = f"{name}: confusion matrix of the linear probe, % of each true class (rows)"
+            parts.append(picture(confusion(own["confusion"], evaluations[name]["classes"]), words))
+            each = [[label, f"{value:.1f}"] for label, value in own["each_class"].items()]
+            parts.append(rows_table(["class", "accuracy in %"], [*each, ["macro F1", f"{own['macro_f1']:.1f}"]]))
+        parts.append(settings(charts[name].recipe))
+    page = "\n".join(parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    part.write_text(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>I-JEPA report</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{page}</body></html>\n'
+    )
+    part.replace(target)
+    return target
+
+
+def named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the name of their folder, told apart by their parents where that is not enough."""
+    names = [out.resolve().name for out in runs]
+    return {out.resolve().name if names.count(out.resolve().name) == 1 else str(out): out for out in runs}
+
+
+def notes(evaluations: dict[str, dict[str, Any]]) -> str:
+    """What was judged on what."""
+    lines = [
+        f"{name}: {e['encoder']} encoder at step {e['step']}; {e['data']}, {e['labels']} labels, {e['tested']} test "
+        f"pictures; seeds {e['seeds']}"
+        for name, e in evaluations.items()
+    ]
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def costs(charts: dict[str, doctor.Chart]) -> str:
+    """Steps, time and speed of each run."""
+    rows = []
+    for name, chart in charts.items():
+        last = chart.rows[-1]
+        speed = sum(chart.column("images_per_second")) / len(chart.rows)
+        rows.append([name, f"{last['step']:.0f}", f"{last['epoch']:.1f}", span(last["seconds"]), f"{speed:.0f}"])
+    return rows_table(["run", "steps", "epochs", "training time", "images/s"], rows)
+
+
+def settings(recipe: Recipe) -> str:
+    """All fields of a recipe, folded away."""
+    rows = [[name, json.dumps(value)] for name, value in asdict(recipe).items()]
+    return f"<details><summary>recipe</summary>{rows_table(['field', 'value'], rows)}</details>"

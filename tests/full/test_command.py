@@ -1,0 +1,122 @@
+"""From pretrain to export on the command line, as a user would; the report is one page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from full_ijepa.__main__ import main
+from full_ijepa.interop import read_huggingface
+from toy_ijepa import weights
+from toy_ijepa.probing import normalise
+
+FLAGS = [
+    "--image-size",
+    "16",
+    "--batch",
+    "8",
+    "--micro-batch",
+    "8",
+    "--epochs",
+    "1",
+    "--probe-epochs",
+    "0",
+    "--log-every",
+    "2",
+    "--precision",
+    "fp32",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, pictures):
+    """An I-JEPA and an MAE, pretrained and evaluated on the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method, loss in (("ijepa", "smooth_l1"), ("mae", "l2")):
+        out = folder / method
+        line = ["pretrain", "smoke", "--out", str(out), "--data", f"folder:{pictures}", "--method", method]
+        assert main([*line, "--loss", loss, *FLAGS]) == 0
+        assert main(["evaluate", str(out), "--protocols", "knn", "linear", "--seeds", "0", "1"]) == 0
+    return folder
+
+
+class Page(HTMLParser):
+    """Counts what is opened and closed, and collects alt texts, addresses and words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.alts: list[str] = []
+        self.addresses: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+        if tag == "img":
+            self.alts.append(found["alt"])
+        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_report_is_one_page_with_everything_in_it(runs, tmp_path, capsys):
+    out = tmp_path / "page" / "report.html"
+    assert main(["report", str(runs / "ijepa"), str(runs / "mae"), "--out", str(out)]) == 0
+    page = Page(out.read_text())
+    assert page.open == []
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert "<script" not in out.read_text()
+    wanted = ["Training curves", "their masks", "Imagination", "t-SNE", "confusion matrix"]
+    for words in wanted:
+        assert any(words in alt for alt in page.alts), words
+    assert sum("confusion" in alt for alt in page.alts) == 2
+    for words in ("ijepa: ijepa", "ijepa: random", "mae: mae", "mae: pixels", "±", "macro F1", "momentum", "images/s"):
+        assert words in page.words, words
+    scores = json.loads((runs / "mae" / "evaluation.json").read_text())
+    assert f"{scores['protocols']['linear']['mae']['accuracy']:.1f}" in page.words
+
+
+def test_doctor_speaks(runs, capsys):
+    assert main(["doctor", str(runs / "ijepa")]) == 0
+    assert re.search(r"step 8: std [\d.]+, effective rank [\d.]+, share of position \d+ %?", capsys.readouterr().out)
+
+
+def test_export_opens_elsewhere(runs, tmp_path, capsys):
+    x = normalise(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8))
+    assert main(["export", str(runs / "mae"), "--out", str(tmp_path / "hf")]) == 0
+    assert main(["export", str(runs / "mae"), "--to", "toy", "--out", str(tmp_path / "toy.safetensors")]) == 0
+    with torch.no_grad():
+        there, here = read_huggingface(tmp_path / "hf")(x), weights.load_encoder(tmp_path / "toy.safetensors")(x)
+    assert torch.allclose(there, here, atol=1e-5)
+    assert main(["export", str(runs / "mae"), "--to", "released"]) == 2
+    assert "only I-JEPA" in capsys.readouterr().err
+    assert main(["export", str(runs / "ijepa"), "--to", "released", "--out", str(tmp_path / "jepa.pth")]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "doctor", "export"])
+def test_a_folder_that_is_no_run_is_refused(command, tmp_path, capsys):
+    assert main([command, str(tmp_path), *(["--out", str(tmp_path / "x")] if command == "report" else [])]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_has_a_word_for_every_flag(capsys):
+    for line in (["--help"], *([command, "--help"] for command in ("evaluate", "report", "doctor", "export"))):
+        with pytest.raises(SystemExit):
+            main(line)
+    with pytest.raises(SystemExit):
+        main(["pretrain", "smoke", "--help"])
+    said = capsys.readouterr().out
+    for flag in ("--micro-batch", "--crop-scale", "--resume", "--dry-run", "--protocols"):
+        assert flag in said
