@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 import torch
 
 REAL_DATA = os.environ.get("IJEPA_DATA")
+
+
+def pytest_configure() -> None:
+    """A job that a shell started in the background ignores Ctrl-C, and its children inherit that: tests press it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

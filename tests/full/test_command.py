@@ -89,7 +89,7 @@ def test_report_is_one_page_with_everything_in_it(runs, tmp_path, capsys):
 
 def test_doctor_speaks(runs, capsys):
     assert main(["doctor", str(runs / "ijepa")]) == 0
-    assert re.search(r"step 8: std [\d.]+, effective rank [\d.]+, share of position \d+ %?", capsys.readouterr().out)
+    assert re.search(r"step 8: std [\d.]+, effective rank [\d.]+, share of position \d+%", capsys.readouterr().out)
 
 
 def test_export_opens_elsewhere(runs, tmp_path, capsys):

@@ -131,11 +131,7 @@ def test_out_inside_the_pictures_is_refused(tmp_path):
 
 def test_ctrl_c_keeps_weights_and_history_and_says_where(tmp_path):
     command = [sys.executable, "-m", "toy_ijepa", *SMALL[4:], "--minutes", "5", "--out", "run"]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # A job started in the background of a shell ignores Ctrl-C, and its children inherit that.
-    job = subprocess.Popen(
-        command, cwd=tmp_path, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    )
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in job.stderr:  # the progress bar: training has begun
         if "images/s" in line:
             break
