@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import signal
-import threading
 import warnings
 
 import pytest
@@ -141,10 +140,17 @@ def test_a_learning_rate_far_too_high_is_said(pictures):
         train(quick(), pictures, config(steps=40, lr=1e30), progress=False)
 
 
-def test_ctrl_c_keeps_the_weights(pictures):
+def test_ctrl_c_keeps_the_weights(pictures, monkeypatch):
     model = quick()
-    before = model.encoder.norm.bias.clone()
-    threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+    before, after_step, steps = model.encoder.norm.bias.clone(), model.after_step, []
+
+    def press_after_five(progress):
+        steps.append(progress)
+        if len(steps) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return after_step(progress)
+
+    monkeypatch.setattr(model, "after_step", press_after_five)
     history = train(model, pictures, config(steps=None, minutes=5), progress=False)
     assert history.ended == "interrupted"
     assert history.seconds < 60
