@@ -30,7 +30,7 @@ from full_ijepa.recipes.base import SCHEMA, Recipe
 
 # Fields that may differ between the run that wrote a checkpoint and the one that continues it: they change where and
 # how fast it is computed, or what is written, not what is learned.
-FREE = {"workers", "micro_batch", "checkpointing", "compile", "parallel", "log_every", "checkpoint_epochs", "keep"}
+FREE = {"workers", "checkpointing", "compile", "parallel", "log_every", "checkpoint_epochs", "keep"}
 FREE |= {"probe_epochs"}
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -47,8 +47,9 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 def memory(recipe: Recipe, parameters: int, trained: int) -> float:
     """Bytes that a process needs, roughly: weights, gradients, Adam's two moments, and what backward keeps.
 
-    A block keeps about 34 numbers a token and width, and two attention maps a head where they are written out (on a
-    CPU); with checkpointing one number. Source of the count: Korthikanti et al. 2022, arXiv:2205.05198, section 4.
+    A block keeps about 34 bytes a token and channel in half precision (twice that in fp32), with checkpointing two.
+    Attention maps (kept on a CPU only), the pictures and FSDP's savings are left out.
+    Source of the count: Korthikanti et al. 2022, arXiv:2205.05198, section 4.
     """
     from full_ijepa.vit import SIZES
 
@@ -58,7 +59,7 @@ def memory(recipe: Recipe, parameters: int, trained: int) -> float:
     asked = tokens if recipe.method == "mae" or recipe.predictor_mode == "joint" else 4 * 0.65 * tokens
     kept = 1 if recipe.checkpointing else 17
     numbers = seen * width * depth * kept + asked * recipe.predictor_width * recipe.predictor_depth * kept
-    return 4.0 * (parameters + 3 * trained) + 2.0 * 2 * numbers * min(recipe.micro_batch, recipe.batch)
+    return 4.0 * (parameters + 3 * trained) + 2.0 * numbers * min(recipe.micro_batch, recipe.batch)
 
 
 def pictures_of(recipe: Recipe) -> int:

@@ -9,9 +9,11 @@ process that happens to draw it: a run continued after a crash, or on another nu
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -216,12 +218,13 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
     Raises DataError (a ValueError) if they cannot be had.
     """
     if recipe.data in SMALL:
-        split = "unlabeled" if recipe.data == "stl10" else "train"
+        stand_in = Path(os.environ.get("IJEPA_DATA") or "-") / recipe.data  # has train and test only
+        split = "unlabeled" if recipe.data == "stl10" and not stand_in.is_dir() else "train"
         side = recipe.image_size if recipe.data == "shapes" else None
         return Resident(toy.load(recipe.data, split, side).images, device)
     root = folder_of(recipe.data)
     files, _ = find(root, "train")
-    if len(files) * 3 * recipe.image_size**2 <= FITS and alike([path for path, _ in files]):
+    if fits([path for path, _ in files]):
         return Resident(toy.load(f"folder:{root}", "train").images, device)
     return Stream([path for path, _ in files], device)
 
@@ -241,9 +244,11 @@ def folder_of(name: str) -> Path:
     raise DataError(f"unknown data set {name!r}: choose from {', '.join(SMALL)}, imagenet, folder:PATH")
 
 
-def alike(paths: list[Path]) -> bool:
-    """Whether the first hundred pictures have one size, so that they stack without being resized."""
-    return len({read_size(path) for path in paths[:: max(len(paths) // 100, 1)]} - {None}) == 1
+def fits(paths: list[Path]) -> bool:
+    """Whether all pictures have one size, so that they stack without being resized, and fit in memory together."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sizes = set(pool.map(read_size, paths)) - {None}
+    return len(sizes) == 1 and 3 * len(paths) * math.prod(sizes.pop()) <= FITS
 
 
 def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

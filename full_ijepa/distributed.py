@@ -48,6 +48,19 @@ class World:
         dist.all_reduce(box, how)
         return box.item()
 
+    def agree(self, value: float) -> bool:
+        """Whether a number is the same in all processes."""
+        return self.reduce(value, dist.ReduceOp.MAX) == -self.reduce(-value, dist.ReduceOp.MAX)
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The leader goes through the body before the others: downloads and caches are written once."""
+        if not self.leads:
+            self.barrier()
+        yield
+        if self.leads:
+            self.barrier()
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.all_reduce(torch.zeros(1))
@@ -100,9 +113,9 @@ def share(step: nn.Module, world: World, parallel: str) -> nn.Module:
 def shard(step: nn.Module, world: World) -> nn.Module:
     """Share out blocks, then networks, by FSDP2; encoder and target in the same way, so that the EMA is local."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    from toy_ijepa.encoder import Block
+    from toy_ijepa.encoder import Block, Encoder
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Warns of in-place changes to a network's output, of which there are none here.
@@ -110,6 +123,8 @@ def shard(step: nn.Module, world: World) -> nn.Module:
     # The networks too, not only the whole: they are called on their own when features are looked at.
     for part in [m for m in step.modules() if isinstance(m, Block)] + list(step.method.children()):
         fully_shard(part, mesh=mesh)
+        if isinstance(part, Encoder):
+            register_fsdp_forward_method(part, "layers")  # what probes call
     return fully_shard(step, mesh=mesh)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.data import probe_set
 from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import read_rows
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
 from toy_ijepa.probing import features, knn, normalise
 
@@ -46,7 +46,7 @@ class Chart:
     rows: list[dict[str, float]]
     features: Health | None = None
     scores: tuple[float, float] | None = None
-    finished: bool = True
+    finished: bool = False
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -73,10 +73,10 @@ def rank(c: Chart) -> Iterator[Finding]:
             f"effective rank {last:.1f}, below {LOW_RANK:g} (a random encoder has about 3)",
             "raise the momentum, lower lr, or add regulariser 0.1 0.005",
         )
-    elif len(ranks) > 4 and last < 0.5 * max(ranks):
+    elif len(ranks) > 4 and ranks[-1] < 0.5 * max(ranks):
         yield Finding(
             "falling rank",
-            f"effective rank {last:.1f} after a best of {max(ranks):.1f}",
+            f"effective rank {ranks[-1]:.1f} after a best of {max(ranks):.1f}",
             "stop where it was best; lower lr or weight decay; add regulariser 0.1 0.005",
         )
 
@@ -95,7 +95,8 @@ def position(c: Chart) -> Iterator[Finding]:
 def schedule(c: Chart) -> Iterator[Finding]:
     """The rate never reached its peak, or came down at the wrong time: steps and batches confused."""
     rates = c.column("lr")
-    if max(rates) < 0.9 * c.recipe.lr:
+    warm = c.finished or c.rows[-1]["epoch"] > 1.1 * c.recipe.warmup_epochs
+    if warm and max(rates) < 0.9 * c.recipe.lr:
         yield Finding(
             "schedule never reaches its peak",
             f"highest rate {max(rates):.2g} of {c.recipe.lr:.2g}",
@@ -118,7 +119,7 @@ def schedule(c: Chart) -> Iterator[Finding]:
 
 def momentum(c: Chart) -> Iterator[Finding]:
     """The target encoder is still mostly its random start."""
-    if c.recipe.method != "ijepa":
+    if c.recipe.method != "ijepa" or not c.finished:
         return
     left, before = 1.0, 0
     for row in c.rows:
@@ -195,16 +196,17 @@ def chart_of(out: Path) -> Chart:
     A run without a whole checkpoint is judged by its history alone. Raises ValueError if there is no history.
     """
     try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        rows = read_rows(out / "history.jsonl")
         said = json.loads((out / "recipe.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{out} holds no run ({error}); give the --out of a pretrain") from error
     recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
     try:
-        _, method, _ = load_run(out)
+        _, method, step = load_run(out)
     except CheckpointError:
         return Chart(recipe, rows)
-    finished = rows[-1]["epoch"] >= recipe.epochs - 1e-6 if rows else False
+    epoch = rows[-1]["epoch"] / rows[-1]["step"] if rows else 0.0  # of a step
+    finished = recipe.epochs - step * epoch < epoch
     found = probe_set(recipe, 2000)
     if found is None:
         return Chart(recipe, rows, finished=finished)

@@ -31,7 +31,7 @@ from toy_ijepa.predictor import Predictor
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std that released weights were trained with
 OURS = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # toy_ijepa.probing.normalise
-HEADS = {width: heads for width, _, heads in SIZES.values()} | {1408: 16}  # not in a released file; 1408: their ViT-g
+HEADS = {width: heads for width, _, heads in SIZES.values()}  # not in a released file
 
 State = dict[str, Tensor]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -125,7 +125,8 @@ def released_encoder(
 
     Raises InteropError for a file that is not one.
     """
-    return encoder_from(plain(load_state(path)[which]), heads, IMAGENET)
+    found = load_state(path)
+    return encoder_from(plain(found[which]), heads, found.get("normalisation", IMAGENET))
 
 
 def released_predictor(path: Path | str, heads: int | None = None) -> Predictor:

@@ -9,7 +9,7 @@ tensor needs one size. There are four ways out:
 - *groups* (here): sort the images by the size of their context, cut the batch into a few groups, and cut at random to
   the smallest of each group. Four groups keep nearly all patches; every group is a plain dense tensor.
 
-`python -m full_ijepa.bench --masks` measures all four; the numbers stand in assets/results.
+`python -m full_ijepa.bench masks` measures what each keeps and costs (assets/results/bench-masks.json).
 """
 
 # Shape legend:  B images  N patches  M target blocks  T patches of a block  K context patches
@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from toy_ijepa.masking import STRATEGIES, Grid, Masks, draw, strategy
+from toy_ijepa.masking import STRATEGIES, Grid, Masks, strategy
 
 UNEVEN = ("multiblock", "complement", "single_block")  # strategies whose contexts differ in size within a batch
 NOTHING = -1  # fills up the rows of contexts that are not cut
@@ -27,14 +27,11 @@ NOTHING = -1  # fills up the rows of contexts that are not cut
 
 def keep_all(allowed: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """All patch numbers where `allowed` (B, N) is True in random order, filled up with NOTHING: (B, largest)."""
+    # TRAP: `draw` gives a random subset, but on a GPU in raster order; cutting such a row starves the bottom again.
     room = allowed.sum(1)
-    most = int(room.max())
-    index = draw(
-        allowed, most, generator
-    )  #                                             (B, K), forbidden ones among it
-    good = allowed.gather(1, index)
-    index = index.gather(1, good.int().argsort(dim=1, descending=True, stable=True))
-    return index.masked_fill(torch.arange(most, device=index.device) >= room[:, None], NOTHING)
+    ticket = torch.rand(allowed.shape, generator=generator).masked_fill(~allowed, -1.0)
+    index = ticket.argsort(dim=1, descending=True)[:, : int(room.max())]  #               (B, K), allowed ones first
+    return index.masked_fill(torch.arange(index.shape[1]) >= room[:, None], NOTHING)
 
 
 def sample(

@@ -107,10 +107,15 @@ class Journal:
     def __init__(self, out: Path, step: int) -> None:
         self.path, self.rows = out / "history.jsonl", []
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.strip()]
-            self.rows = [row for row in map(parse, lines) if row and row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+            self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        self.board = None
+        try:
+            part = self.path.with_suffix(".part")
+            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            part.replace(self.path)
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            self.excuse(error)
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
@@ -118,13 +123,25 @@ class Journal:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             for name, value in row.items():
-                if name != "step":
+                if name != "step" and self.board:
                     self.board.add_scalar(name, value, int(row["step"]))
         except OSError as error:
-            warnings.warn(f"history not written: {error}; training goes on", stacklevel=2)
+            self.excuse(error)
 
     def close(self) -> None:
-        self.board.close()
+        try:
+            if self.board:
+                self.board.close()
+        except OSError as error:
+            self.excuse(error)
+
+    def excuse(self, error: OSError) -> None:
+        warnings.warn(f"history not written: {error}; training goes on", stacklevel=3)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a history.jsonl. Raises OSError if it cannot be read."""
+    return [row for line in path.read_text().splitlines() if line.strip() and (row := parse(line))]
 
 
 def parse(line: str) -> dict[str, float] | None:
@@ -141,7 +158,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, here: World) -> None:
         self.recipe, self.world = recipe, here
         self.parts = accumulation(recipe, here.size)
-        self.data: Resident | Stream = training_set(recipe, here.device)
+        with here.leader_first():
+            self.data: Resident | Stream = training_set(recipe, here.device)
         self.steps = steps_of(recipe, len(self.data))
         self.method = methods.build(recipe).to(here.device)
         self.model = share(methods.Step(self.method), here, recipe.parallel)
@@ -154,10 +172,19 @@ class Trainer:
     def resume(self, folder: Path) -> list[str]:
         """Continue from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
         found = checkpoint.newest(folder)
+        if not self.world.agree(found[1]["step"] if found else -1):
+            raise checkpoint.CheckpointError(
+                f"the processes find different checkpoints in {folder}; all need one folder"
+            )
         if found is None:
             return []
         tensors, about, wrong = found
         checkpoint.compare(self.recipe, about, folder)
+        if about["steps"] != self.steps:
+            raise checkpoint.CheckpointError(
+                f"{folder} has a run of {about['steps']} steps, now it is {self.steps}: the pictures have changed. "
+                "Put them back, or choose another --out"
+            )
         checkpoint.restore(self.model, self.optimisers, tensors)
         self.scaler.load_state_dict(about["scaler"])
         self.step, self.seconds = about["step"], about["seconds"]
@@ -191,6 +218,7 @@ class Trainer:
             self.scaler.unscale_(optimiser)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 gives each process its share
         for optimiser in self.optimisers:
             self.scaler.step(optimiser)
             optimiser.zero_grad()
@@ -279,7 +307,9 @@ class Loop:
         try:
             while t.step < t.steps:
                 loss, norm, schedule = t.take_step(batches)
-                losses.append(loss)
+                # An infinite gradient spoils the weights though the loss was finite; with loss scaling (fp16) such a
+                # step is skipped instead.
+                losses.append(loss if t.dtype == torch.float16 else loss + 0.0 * norm)
                 t.seconds = before + time.perf_counter() - begun
                 self.bar.update()
                 last = t.step == t.steps
@@ -336,8 +366,9 @@ class Loop:
 
     def save(self, losses: list[Tensor]) -> None:
         """A checkpoint, unless the numbers blew up since the last row."""
-        if losses and not torch.stack(losses).isfinite().all():
-            self.blown_up("the loss is not finite")
+        bad = bool(losses) and not torch.stack(losses).isfinite().all()
+        if self.trainer.world.any(bad):
+            self.blown_up("loss or gradient is not finite")
         self.unsaved = self.trainer.save(self.folder)
         if self.unsaved:
             self.say(f"warning: no checkpoint at step {self.trainer.step} ({self.unsaved}); training goes on")

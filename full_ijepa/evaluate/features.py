@@ -72,6 +72,9 @@ def labelled(name: str, split: str, side: int, most: int | None = None, seed: in
     else:
         files, classes = split_files(folder_of(name), split)
         number = {name: i for i, name in enumerate(classes)} | {"": -1}
+        odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
+        if odd:
+            raise DataError(f"{odd[0]} lies in no class folder that training has; {len(odd)} such pictures in {split}")
         whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, side)
     if len(whole.classes) < 2:
         raise DataError(f"{name} has no classes: only sets with at least two class folders can be judged")

@@ -66,14 +66,19 @@ def predict(weight: Tensor, x: Tensor) -> Tensor:
     return (torch.einsum("sf,rcf->rsc", x, weight[:, :, :-1]) + weight[:, None, :, -1]).argmax(-1)
 
 
-def linear(train: Tensor, y: Tensor, test: Tensor, classes: int, seed: int = 0, epochs: int = 50) -> Verdict:
-    """A linear probe on standardised features (S, F): the rate is chosen on a held-out tenth of the training set."""
+def linear(
+    train: Tensor, y: Tensor, test: Tensor, classes: int, seed: int = 0, epochs: int = 50, rate: float | None = None
+) -> Verdict:
+    """A linear probe on standardised features (S, F).
+
+    rate  of learning; without one it is chosen on a held-out tenth of the training set
+    """
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     x, x_test = (train - mean) / std, (test - mean) / std
-    rest, held = hold_out(len(x), seed)
-    tried = fit_linear(x[rest], y[rest], classes, RATES, epochs, seed)
-    right = (predict(tried, x[held]) == y[held]).double().mean(1)
-    rate = RATES[int(right.argmax())]
+    if rate is None:
+        rest, held = hold_out(len(x), seed)
+        tried = fit_linear(x[rest], y[rest], classes, RATES, epochs, seed)
+        rate = RATES[int((predict(tried, x[held]) == y[held]).double().mean(1).argmax())]
     return Verdict(predict(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0], rate)
 
 
@@ -163,6 +168,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(True)
+        self.encoder.blocks.rates = [0.0] * len(encoder.blocks)  # no recipe's stochastic depth: the same for everybody
         self.classify = nn.Linear(encoder.width, classes)
         nn.init.zeros_(self.classify.weight)
 
@@ -173,7 +179,10 @@ class Classifier(nn.Module):
         """Parameter groups whose rate falls by `decay` from each layer to the one below (Bao et al. 2022)."""
         blocks = [self.encoder.blocks[i] for i in range(len(self.encoder.blocks))]
         top = [*self.encoder.norm.parameters(), *self.classify.parameters()]
-        layers = [list(self.encoder.patch_embed.parameters()), *(list(b.parameters()) for b in blocks), top]
+        low = list(self.encoder.patch_embed.parameters())
+        if isinstance(self.encoder.pos_embed, nn.Parameter):  # learned positions
+            low.append(self.encoder.pos_embed)
+        layers = [low, *(list(b.parameters()) for b in blocks), top]
         return [dict(params=p, share=decay ** (len(layers) - 1 - i)) for i, p in enumerate(layers)]
 
 

@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
 from full_ijepa import checkpoint, methods
+from full_ijepa.data import mix
 from full_ijepa.evaluate import heads
 from full_ijepa.evaluate.features import Labelled, labelled, pooled, tokens
 from full_ijepa.recipes.base import Recipe
@@ -29,6 +30,7 @@ from toy_ijepa.recipe import lookup
 
 SHARES = (0.01, 0.1)  # of the labels, for low-shot; and so many of each class:
 SHOTS = (1, 5, 20)
+FEW_RATE = 1e-2  # a handful of labels leaves nothing to choose a rate on: the same for everybody
 DRAWS = 3  # random choices of the few labels; their spread is reported
 SCENES = {"train": 8000, "test": 2000}  # embedded pictures of the dense tasks
 MOST = 5  # objects of a scene
@@ -122,10 +124,10 @@ def lowshot(s: Subject) -> dict[str, Any]:
     for name, (kind, amount) in wanted.items():
         scores = []
         for draw in range(DRAWS):
-            few = few_labels(s.train.labels, kind, amount, s.seed + draw)
+            few = few_labels(s.train.labels, kind, amount, mix(s.seed, "few", draw))
             if len(few) < 2:
                 break
-            verdict = heads.linear(x[few], s.train.labels[few], x_test, s.classes, s.seed + draw)
+            verdict = heads.linear(x[few], s.train.labels[few], x_test, s.classes, s.seed, rate=FEW_RATE)
             scores.append(100 * (verdict.predicted == s.test.labels).double().mean().item())
         if scores:
             found[name] = dict(accuracy=mean(scores), spread=stdev(scores), labels=len(few))
@@ -246,7 +248,12 @@ def evaluate(
         seeds=list(seeds),
         protocols={p: {row: summary(found) for row, found in by.items()} for p, by in rows.items()},
     )
-    target = out / ("evaluation.json" if data in (None, recipe.data) else f"evaluation-{Path(name).name}.json")
+    suffix = "" if name == recipe.data else f"-{Path(name).name}"
+    target = out / f"evaluation{suffix}{'' if encoder == 'target' else '-context'}.json"
+    if target.exists():  # other protocols of the same encoder, step and data stay
+        before = json.loads(target.read_text())
+        same = all(before[k] == result[k] for k in ("step", "data", "labels", "seeds"))
+        result["protocols"] = (before["protocols"] if same else {}) | result["protocols"]
     part = target.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(target)

@@ -73,9 +73,9 @@ class Recipe:
     epochs: float = 50.0
     # images of an optimiser step, over all processes and accumulated micro-batches together
     batch: int = 256
-    # images that one process holds at a time; lower it when memory runs out, the result stays the same
+    # images that one process holds at a time; lower it when memory runs out (masks are drawn a micro-batch at a time)
     micro_batch: int = 64
-    # "adamw" as everywhere, or "muon" for the blocks' matrices, which made the toy learn faster (one process only)
+    # "adamw" as everywhere, or "muon" for the blocks' matrices, which made the toy learn faster (not with fsdp)
     optimiser: Literal["adamw", "muon"] = "adamw"
     # peak rate; the released configs use 1e-3 at batch 2048, small batches want less or a long warm-up
     lr: float = 1e-3
@@ -137,6 +137,8 @@ class Recipe:
         if (self.method, self.loss) in (("mae", "smooth_l1"), ("ijepa", "l1")):
             choice = "l2 or l1" if self.method == "mae" else "smooth_l1 or l2"
             raise ValueError(f"{self.method} has no loss {self.loss!r}: choose {choice}")
+        if (self.optimiser, self.parallel) == ("muon", "fsdp"):
+            raise ValueError("muon needs whole matrices, which fsdp shares out: choose adamw or ddp")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a whole number of patches of {self.patch} px")
 

@@ -89,7 +89,7 @@ def test_code_is_never_executed(tmp_path):
 
 def test_another_run_is_recognised_by_what_it_learns(tmp_path, recipe, made):
     _, about = checkpoint.read(save(tmp_path, 1, made, recipe))
-    checkpoint.compare(recipe.replace(micro_batch=2, workers=3, keep=9), about, tmp_path)
+    checkpoint.compare(recipe.replace(workers=3, keep=9), about, tmp_path)
     with pytest.raises(CheckpointError, match=r"lr 0.001 there, 0.002 here.*choose another --out"):
         checkpoint.compare(recipe.replace(lr=2e-3), about, tmp_path)
 

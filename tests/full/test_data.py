@@ -88,6 +88,11 @@ def test_small_folders_stay_in_memory_and_mixed_ones_are_streamed(recipe, pictur
     assert isinstance(data.training_set(recipe.replace(data=f"folder:{mixed}"), device), Stream)
 
 
+def test_pictures_that_do_not_fit_in_memory_are_streamed(recipe, monkeypatch):
+    monkeypatch.setattr(data, "FITS", 60 * 16 * 16 * 3 - 1)
+    assert isinstance(data.training_set(recipe, torch.device("cpu")), Stream)
+
+
 @pytest.fixture
 def broken(tmp_path):
     """A folder in which every tenth picture is cut short."""

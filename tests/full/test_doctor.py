@@ -32,7 +32,7 @@ def history(recipe, peak: float = 1.0, length: float = 1.0) -> list[dict[str, fl
 @pytest.fixture
 def healthy() -> Chart:
     recipe = RECIPES["stl10_vitb16"]
-    return Chart(recipe, history(recipe), Health(0.5, 15.0, 0.4), (50.0, 32.0))
+    return Chart(recipe, history(recipe), Health(0.5, 15.0, 0.4), (50.0, 32.0), finished=True)
 
 
 def names(chart: Chart) -> list[str]:
@@ -45,13 +45,21 @@ def test_a_healthy_run_is_left_alone(healthy):
     assert "kNN 50.0 % (random encoder 32.0 %)" in report(healthy)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
+def test_a_healthy_run_is_left_alone_before_its_end(healthy, share):
+    part = healthy.rows[: round(share * len(healthy.rows))]
+    assert names(replace(healthy, rows=part, finished=False)) == []
+
+
 def test_collapse_is_named(healthy):
     assert names(replace(healthy, features=Health(0.01, 15.0, 0.4))) == ["collapse"]
 
 
 def test_low_and_falling_rank_are_named(healthy):
     assert names(replace(healthy, features=Health(0.5, 1.5, 0.4))) == ["low rank"]
-    assert names(replace(healthy, features=Health(0.5, 6.0, 0.4))) == ["falling rank"]
+    rows = [dict(row) for row in healthy.rows]
+    rows[-1]["rank"] = 6.0
+    assert names(replace(healthy, rows=rows)) == ["falling rank"]
 
 
 def test_features_that_say_where_are_named(healthy):

@@ -94,6 +94,12 @@ def test_layer_decay_reaches_every_parameter_once():
     assert [g["share"] for g in groups] == [0.5**n for n in (5, 4, 3, 2, 1, 0)]
 
 
+def test_layer_decay_reaches_learned_positions():
+    model = heads.Classifier(build_encoder("toy", 16, 4, positions="learned", drop_path=0.3), 2)
+    assert any(p is model.encoder.pos_embed for p in model.groups(0.5)[0]["params"])
+    assert model.encoder.blocks.rates == [0.0] * 4
+
+
 def test_ridge_explains_what_is_linear():
     x, x_test = torch.randn(300, 5) * 3 + 1, torch.randn(200, 5) * 3 + 1
     truth = torch.arange(5.0)
@@ -146,19 +152,42 @@ def test_every_protocol_on_a_run(trained, monkeypatch):
     assert text.count("\n") == 4
 
 
-def test_target_and_context_encoders_differ(trained):
+def test_target_and_context_encoders_are_told_apart(trained, monkeypatch):
+    """Each is asked when it is asked for, and has a file of its own."""
     _, method, step = load_run(trained)
     assert step == 8
-    scores = [evaluate(trained, ["linear"], encoder=which) for which in ("target", "context")]
-    assert scores[0]["encoder"] == "target"
-    assert not torch.equal(method.target.norm.weight, method.encoder.norm.weight)
+    judged = []
+    monkeypatch.setitem(package.PROTOCOLS, "knn", lambda s: judged.append(s.encoder) or dict(accuracy=1.0))
+    for which in ("target", "context"):
+        evaluate(trained, ["knn"], encoder=which)
+    bias = [judged[0].norm.bias, judged[3].norm.bias]
+    assert torch.equal(bias[0], method.target.norm.bias)
+    assert torch.equal(bias[1], method.encoder.norm.bias)
+    assert not torch.equal(*bias)
+    assert (trained / "evaluation-context.json").exists()
 
 
-def test_transfer_is_kept_apart(trained, tmp_path):
-    before = (trained / "evaluation.json").exists()
+def test_transfer_and_other_protocols_are_kept_apart(trained):
+    (trained / "evaluation.json").unlink(missing_ok=True)
     evaluate(trained, ["knn"], data="shapes", labels=300)
     assert (trained / "evaluation-shapes.json").exists()
-    assert (trained / "evaluation.json").exists() == before
+    assert not (trained / "evaluation.json").exists()
+    evaluate(trained, ["knn"])
+    evaluate(trained, ["linear"])
+    assert set(json.loads((trained / "evaluation.json").read_text())["protocols"]) == {"knn", "linear"}
+
+
+def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
+    import shutil
+
+    root = shutil.copytree(pictures, tmp_path / "odd")
+    (root / "test" / "across").rename(root / "test" / "sideways")
+    with pytest.raises(DataError):
+        labelled(f"folder:{root}", "test", 16)
+    shutil.rmtree(root / "test")
+    shutil.copytree(root / "train" / "down", root / "val")
+    with pytest.raises(DataError, match="no class folder"):
+        labelled(f"folder:{root}", "test", 16)
 
 
 def test_features_are_the_same_whatever_the_chunk(trained, monkeypatch):

@@ -16,7 +16,7 @@ import torch
 
 from full_ijepa import checkpoint, train
 from full_ijepa.checkpoint import CheckpointError
-from full_ijepa.train import STOPPED, Trainer, pretrain, set_schedules, steps_of
+from full_ijepa.train import STOPPED, Trainer, pretrain
 from toy_ijepa.training import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
@@ -81,17 +81,15 @@ def test_history_says_what_is_needed_to_judge(tmp_path, recipe):
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def test_schedules_count_optimiser_steps(recipe):
+@pytest.mark.parametrize("micro", [8, 2])
+def test_schedules_count_optimiser_steps(tmp_path, recipe, micro):
     """With four micro-batches a step the peak is where it is with one, and the end is at the end."""
-    for micro in (8, 2):
-        weights = [torch.nn.Parameter(torch.zeros(2, 2))]
-        optimiser = torch.optim.SGD([dict(params=weights, name="blocks")])
-        part, steps = recipe.replace(micro_batch=micro), steps_of(recipe, 60)
-        rates = [set_schedules([optimiser], part, step / steps)[0] for step in range(steps)]
-        assert steps == 15
-        assert max(rates) == rates[4] == pytest.approx(recipe.lr, rel=0.01)
-        assert rates[0] == 0.0
-        assert rates[-1] < 0.1 * recipe.lr
+    rows = run(recipe.replace(micro_batch=micro, probe_epochs=0), tmp_path / "run").rows
+    rates = [row["lr"] for row in rows]
+    assert len(rates) == 15
+    assert max(rates) == rates[4] == pytest.approx(recipe.lr, rel=0.01)
+    assert rates[0] == 0.0
+    assert rates[-1] < 0.1 * recipe.lr
 
 
 def test_one_step_is_that_of_the_large_batch(tmp_path, recipe):
@@ -141,6 +139,33 @@ def test_a_loss_that_blows_up_stops_the_run_and_saves_nothing_bad(tmp_path, reci
     with pytest.raises(NonFiniteLossError, match=r"at step 10; the last good checkpoint is .*step-00000008"):
         run(recipe, tmp_path / "run")
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
+
+
+def test_an_infinite_gradient_is_never_saved(tmp_path, recipe, monkeypatch):
+    """The loss is finite, its gradient is not, and a checkpoint is due at this very step."""
+    step_loss = train.methods.IJEPA.step_loss
+    seed = next(train.plan(60, recipe, 7, 8)).seed
+
+    def bad(self, images, generator):
+        loss = step_loss(self, images, generator)
+        if generator.initial_seed() != seed:
+            return loss
+        zero = self.encoder.norm.bias.sum() * 0.0
+        return loss + torch.sqrt(zero)  # value 0, slope infinite
+
+    monkeypatch.setattr(train.methods.IJEPA, "step_loss", bad)
+    with pytest.raises(NonFiniteLossError, match=r"the last good checkpoint is .*step-00000004"):
+        run(recipe.replace(log_every=50, checkpoint_epochs=0.5), tmp_path / "run")
+    assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
+
+
+def test_a_run_whose_pictures_changed_is_not_continued(tmp_path, recipe, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        run(recipe, tmp_path / "run")
+    monkeypatch.setattr(train, "steps_of", lambda recipe, pictures: 16)
+    with pytest.raises(CheckpointError, match="the pictures have changed"):
+        run(recipe, tmp_path / "run", resume=True)
 
 
 def test_a_full_disk_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch, capsys):
