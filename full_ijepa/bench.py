@@ -91,17 +91,13 @@ def masks(rounds: int, batch: int = 64) -> dict:
             seconds[name].append(run(parts, through))
             kept[name].append(sum(int((c != masking.NOTHING).sum()) for _, c in parts) / total)
     base = median(seconds["cut to the smallest"])
-    result = {
-        name: dict(kept=sum(kept[name]) / rounds, seconds=median(times), tokens_a_second=0.0)
-        for name, times in seconds.items()
-    }
+    result = {name: dict(kept=sum(kept[name]) / rounds, seconds=median(times)) for name, times in seconds.items()}
     print(f"context encoder 192 x 6, 14 x 14 patches, batch {batch}, forward and backward")
     print(f"{'':24}{'context kept':>14}{'time':>8}{'time a kept patch':>20}")
     for name, row in result.items():
         ratio = row["seconds"] / base
         each = ratio / (row["kept"] / result["cut to the smallest"]["kept"])
         row["time_ratio"], row["time_a_patch_ratio"] = ratio, each
-        row.pop("tokens_a_second")
         print(f"{name:24}{row['kept']:14.0%}{ratio:8.2f}{each:20.2f}")
     return result
 

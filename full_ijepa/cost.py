@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,10 +11,11 @@ from full_ijepa import methods
 from full_ijepa.data import SMALL, folder_of
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of, steps_of
+from toy_ijepa.bench import matmul_rate
 from toy_ijepa.folders import find
 
 COUNTS = {"stl10": 100_000, "cifar10": 50_000, "cifar100": 50_000, "shapes": 20_000, "imagenet": 1_281_167}
-SHARE = 0.4  # of the rate of one large product that a whole training step reaches; `python -m full_ijepa.bench` says
+SHARE = 0.4  # a guess: of the rate of one large product that a training step reaches; `full_ijepa.bench` measures it
 
 
 def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
@@ -28,20 +27,6 @@ def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
         step(images, 0).backward()
     extra = 4 / 3 if recipe.checkpointing else 1.0  # the forward pass once more
     return extra * counter.get_total_flops() / batch
-
-
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of one large square matrix product: what this device can do at best."""
-    side = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, side, side, device=device, dtype=torch.float32).to(dtype)
-    times = []
-    for _ in range(6):
-        begun = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return 2 * side**3 / min(times)
 
 
 def memory(recipe: Recipe, parameters: int, trained: int) -> float:
@@ -80,7 +65,7 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     pictures = pictures_of(recipe)
     steps, flops = steps_of(recipe, pictures), flops_per_image(recipe)
     dtype = precision_of(recipe, here)
-    rate = matmul_rate(dtype, here)
+    rate = matmul_rate(dtype, 2048 if kind == "cpu" else 8192, kind)
     seconds = steps * recipe.batch * flops / (SHARE * rate)
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines = {
@@ -90,7 +75,7 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
         "FLOPs": f"{flops / 1e9:.2f} G an image (forward and backward), {steps * recipe.batch * flops:.2e} in all",
         "memory": f"about {memory(recipe, parameters, trained) / 1e9:.1f} GB a process at {recipe.micro_batch} images",
         "device": f"{name}: {rate / 1e12:.2f} TFLOP/s in a large {str(dtype).removeprefix('torch.')} product",
-        "time": f"about {span(seconds)} at {SHARE:.0%} of that rate",
+        "time": f"about {span(seconds)} if a step reaches {SHARE:.0%} of that rate",
     }
     return "\n".join(f"{word:12}{text}" for word, text in lines.items())
 

@@ -28,7 +28,7 @@ from full_ijepa.recipes.base import Recipe
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError
 from toy_ijepa.masking import multiblock
-from toy_ijepa.plots import CURVES
+from toy_ijepa.training import History
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -67,16 +67,11 @@ def rows_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Loss, schedules, std and rank of all runs against the share of the run that is done."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    for ax, (name, label) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
-        for (run, rows), style in zip(histories.items(), ["-", "--", ":", "-."] * len(histories), strict=False):
-            steps = rows[-1]["step"]
-            ax.plot([row["step"] / steps for row in rows], [row[name] for row in rows], style, label=run)
-        ax.set_title(label, fontsize=9)
-        ax.set_xlabel("share of the run", fontsize=8)
-        ax.tick_params(labelsize=7)
-    ax.legend(fontsize=8)
-    return figure
+    done = {
+        name: History([row | dict(progress=row["step"] / rows[-1]["step"]) for row in rows])
+        for name, rows in histories.items()
+    }
+    return plots.training_curves(done)
 
 
 def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:

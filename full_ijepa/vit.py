@@ -37,7 +37,7 @@ class Stack(nn.ModuleList):
     parameter names are those of a plain ModuleList.
 
     drop_path      probability that the last block is skipped for an image; it grows linearly from 0 at the first
-    checkpointing  keep only the blocks' inputs for the backward pass and compute the rest again: a third more time
+    checkpointing  keep only the blocks' inputs for the backward pass and compute the rest again
     Source: Huang et al. 2016, arXiv:1603.09382 (stochastic depth, linear decay rule); Chen et al. 2016,
     arXiv:1604.06174.
     """
@@ -130,7 +130,7 @@ def build_encoder(
 def compile_blocks(module: nn.Module) -> None:
     """Let torch compile every block below `module`, in place, for any number of tokens.
 
-    Block by block, since all blocks of an encoder share one compiled code: a minute instead of ten.
+    Block by block, since all blocks of an encoder share one compiled code.
     """
     for part in module.modules():
         if isinstance(part, toy.Block):

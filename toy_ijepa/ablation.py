@@ -1,6 +1,6 @@
 """What happens when one dial of the toy is turned: the ablations that a laptop can show, with the spread over seeds.
 
-python -m toy_ijepa.ablation --data cifar10 --steps 400 --seed 0 1 2 --jobs 2 --out assets/results/ablations.json
+python -m toy_ijepa.ablation --data cifar10 --steps 300 --seed 0 1 2 --jobs 2 --out assets/results/ablations.json
 """
 
 # Shape legend:  B images  M target blocks  T patches of a block  D width

@@ -147,13 +147,15 @@ CANDIDATES: dict[str, Callable[[Setup], Step]] = {
 }
 
 
-def matmul_rate(dtype: torch.dtype, side: int = 2048) -> float:
-    """FLOP/s of one large square matrix product: what this machine can do at best."""
-    a, b = torch.randn(2, side, side).to(dtype)
+def matmul_rate(dtype: torch.dtype, side: int = 2048, device: str = "cpu") -> float:
+    """FLOP/s of one large square matrix product: what this device can do at best."""
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
     times = []
     for _ in range(8):
         begun = time.perf_counter()
         a @ b
+        if device != "cpu":
+            torch.accelerator.synchronize()  # the product was only asked for, not computed
         times.append(time.perf_counter() - begun)
     return 2 * side**3 / min(times)
 

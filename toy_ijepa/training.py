@@ -43,7 +43,7 @@ class TrainConfig:
     What was chosen "on the toy" is in assets/results/LOG.md.
     """
 
-    # the same seed gives the same loss to the last bit
+    # the same seed gives the same loss to the last bit, on the same number of threads
     steps: int | None = None
     # schedules follow the clock, so that the run ends at its end on any machine
     minutes: float | None = None

@@ -6,15 +6,9 @@ import importlib
 import pkgutil
 
 from full_ijepa.recipes.base import Recipe
-from toy_ijepa.recipe import lookup
 
 RECIPES: dict[str, Recipe] = {
     module.name: importlib.import_module(f"{__name__}.{module.name}").RECIPE
     for module in pkgutil.iter_modules(__path__)
     if module.name != "base"
 }
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises ValueError naming the nearest if there is none."""
-    return lookup(RECIPES, name, "recipe")

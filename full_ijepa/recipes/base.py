@@ -98,9 +98,9 @@ class Recipe:
 
     # "bf16", "fp16" (with loss scaling), "fp32"; "auto" is bf16 where the device multiplies it fast
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    # activation checkpointing: a third more time for a fraction of the memory
+    # activation checkpointing: one more forward pass a step, for a fraction of the memory
     checkpointing: bool = False
-    # torch.compile block by block: faster on a GPU after a minute's wait, not worth it on a CPU
+    # torch.compile block by block, for GPUs and long runs: the first steps wait for the compiler
     compile: bool = False
     # "ddp" copies the model to every process, "fsdp" shares it out, for models that do not fit
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -1,7 +1,7 @@
 """I-JEPA, ViT-B/16, on ImageNet-1k: the paper's method at its smallest size.
 
 hardware  meant for one node of eight GPUs
-time, score, spread  not measured: far beyond what this project has been lent
+time, score, spread  not measured
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ RECIPE = stl10_vitb16.RECIPE.replace(
     warmup_epochs=40,  # the released configs'
     crop_scale=(0.3, 1.0),
     workers=12,  # pictures of half a megapixel: decoding is what limits
-    compile=True,  # a minute of waiting is nothing beside days
+    compile=True,  # waiting for the compiler is nothing beside a run of days
     probe_epochs=10,
 )

@@ -1,7 +1,7 @@
 """I-JEPA, ViT-B/16, on STL-10's 100,000 unlabelled pictures at 224 px: the run of the last chapter.
 
 hardware  meant for one GPU with 24 GB or more
-time, score, spread  not measured yet: no GPU has been lent to this project
+time, score, spread  not measured yet
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ RECIPE = Recipe(
     image_size=224,  # from 96 px: the paper's number of tokens, 14 x 14
     encoder="b",  # the backbone that most published comparisons use
     patch=16,
-    batch=256,  # 64 x 4: what one 24 GB card holds, accumulated
+    batch=256,  # 64 x 4, accumulated on one card
     micro_batch=64,
     lr=1e-3,
     final_lr=1e-6,

@@ -1,7 +1,7 @@
 """MAE with the encoder, data, optimiser and loop of `stl10_vitb16`: the companion under the same protocol.
 
 hardware  meant for one GPU with 24 GB or more
-time, score, spread  not measured yet: no GPU has been lent to this project
+time, score, spread  not measured yet
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""I-JEPA, ViT-S/8, on STL-10 at its own 96 px: the same 12 x 12 tokens for a fifth of the cost.
+"""I-JEPA, ViT-S/8, on STL-10 at its own 96 px: 12 x 12 tokens.
 
 hardware  meant for one GPU with 12 GB or more
-time, score, spread  not measured yet: no GPU has been lent to this project
+time, score, spread  not measured yet
 """
 
 from __future__ import annotations
