@@ -102,32 +102,38 @@ def masks(rounds: int, batch: int = 64) -> dict:
     return result
 
 
-def read(rounds: int, count: int = 6000, side: int = 64, workers: int = 2) -> dict:
-    """Training batches from JPEG files by worker processes, their start included, beside as many bare decoders."""
+def read(rounds: int, count: int = 20_000, side: int = 64, workers: int = 2) -> dict:
+    """Pictures a second from JPEG files: into memory once, and streamed through workers, beside bare decoders."""
     from concurrent.futures import ProcessPoolExecutor
 
+    from toy_ijepa import folders
+
     recipe = Recipe(image_size=side, patch=8, workers=workers, batch=100, micro_batch=100)
-    with tempfile.TemporaryDirectory() as folder:
+    torch.set_num_threads(1)  # of this process, so that idle threads do not take the workers' cores
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers) as pool:
         paths = draw_files(Path(folder), count, side)
-        found: dict[str, list[float]] = {"training batches": [], "bare decoder": []}
         chunks = [paths[i::workers] for i in range(workers)]
-        with ProcessPoolExecutor(workers) as pool:
-            list(pool.map(decode, [part[:1] for part in chunks]))  # processes are started before the clock is
-            for _ in range(rounds):
+        micros = [Micro(tuple(range(i, i + 100)), i) for i in range(0, count, 100)]
+        whole, cropped = (Stream(paths, torch.device("cpu"), whole) for whole in (True, False))
+        ways: dict[str, Callable[[], object]] = {
+            "bare decoder (Pillow)": lambda: list(pool.map(bare_pillow, chunks)),
+            "bare decoder (torchvision)": lambda: list(pool.map(bare_torchvision, chunks)),
+            "into memory": lambda: folders.decode([(path, "") for path in paths], (), None),
+            "streamed, whole": lambda: [len(images) for images, _ in whole.pictures(micros, recipe)],
+            "streamed, cropped": lambda: [len(images) for images, _ in cropped.batches(micros, recipe)],
+        }
+        ways["bare decoder (torchvision)"]()  # processes are started and modules imported before the clock is
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
                 begun = time.perf_counter()
-                list(pool.map(decode, chunks))
-                found["bare decoder"].append(count / (time.perf_counter() - begun))
-                micros = [Micro(tuple(range(i, i + 100)), i) for i in range(0, count, 100)]
-                batches = Stream(paths, torch.device("cpu")).batches(micros, recipe)
-                begun = time.perf_counter()
-                seen = sum(len(images) for images, _ in batches)
-                found["training batches"].append(seen / (time.perf_counter() - begun))
-    result = {name: median(speeds) for name, speeds in found.items()}
-    result["ratio"] = result["training batches"] / result["bare decoder"]
-    print(f"{count} JPEG files of {side} px, {workers} processes: pictures a second")
-    for name, value in result.items():
-        print(f"{name:24}{value:10.2f}" if name == "ratio" else f"{name:24}{value:10.0f}")
-    return result
+                way()
+                seconds[name].append(time.perf_counter() - begun)
+    speeds = {name: count / median(times) for name, times in seconds.items()}
+    print(f"{count} JPEG files of {side} px, {workers} processes or threads: pictures a second")
+    for name, speed in speeds.items():
+        print(f"{name:28}{speed:10.0f}{speed / speeds['bare decoder (Pillow)']:8.2f} x Pillow")
+    return speeds
 
 
 def draw_files(folder: Path, count: int, side: int) -> list[Path]:
@@ -141,11 +147,18 @@ def draw_files(folder: Path, count: int, side: int) -> list[Path]:
     return paths
 
 
-def decode(paths: list[Path]) -> int:
-    """The bare decoder: bytes to RGB pixels, nothing else."""
+def bare_pillow(paths: list[Path]) -> None:
+    """Bytes to RGB pixels, nothing else."""
     for path in paths:
         np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
-    return len(paths)
+
+
+def bare_torchvision(paths: list[Path]) -> None:
+    """Bytes to RGB pixels, nothing else."""
+    from torchvision.io import decode_jpeg
+
+    for path in paths:
+        decode_jpeg(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8))
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, decode, find, read_picture, read_size
+from toy_ijepa.folders import DataError, decode, find, read_pixels, read_size
 from toy_ijepa.probing import normalise
 
 FITS = 3_000_000_000  # bytes of uint8 pictures that are kept in memory rather than streamed
@@ -90,24 +90,42 @@ def accumulation(recipe: Recipe, world: int = 1) -> int:
     return recipe.batch // (micro * world)
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Where to cut pictures, each (B,): size and centre as shares of the picture's sides, the centre from -1 to 1."""
+
+    width: Tensor
+    height: Tensor
+    x: Tensor
+    y: Tensor
+    mirror: Tensor
+
+
+def draw_crops(H: Tensor | float, W: Tensor | float, count: int, recipe: Recipe, generator: torch.Generator) -> Crops:
+    """Random crops of `count` pictures, drawn as torchvision's RandomResizedCrop draws them.
+
+    A share of the area, an aspect ratio evenly on the logarithm, a place anywhere inside; half of them mirrored.
+    """
+    u = torch.rand(5, count, generator=generator, device=generator.device)
+    area = recipe.crop_scale[0] + (recipe.crop_scale[1] - recipe.crop_scale[0]) * u[0]
+    low, high = map(math.log, recipe.crop_aspect)
+    aspect = (low + (high - low) * u[1]).exp()
+    width = (area * aspect * H / W).sqrt().clamp(max=1.0)
+    height = (area / aspect * W / H).sqrt().clamp(max=1.0)
+    x, y = (2 * u[3] - 1) * (1 - width), (2 * u[4] - 1) * (1 - height)
+    return Crops(width, height, x, y, (u[2] < 0.5) & recipe.flip)
+
+
 def augment(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
     """Random crops of images (B, 3, H, W), uint8, brought to (B, 3, L, L), half of them mirrored; normalised float.
 
-    The whole batch at once on its device. Crops are drawn as torchvision's RandomResizedCrop draws them: a share of
-    the area, an aspect ratio evenly on the logarithm, a place anywhere inside.
+    The whole batch at once on its device.
     """
     B, _, H, W = images.shape
-    generator = torch.Generator(images.device).manual_seed(seed)
-    u = torch.rand(5, B, generator=generator, device=images.device)
-    area = recipe.crop_scale[0] + (recipe.crop_scale[1] - recipe.crop_scale[0]) * u[0]
-    low, high = (torch.tensor(a).log() for a in recipe.crop_aspect)
-    aspect = (low + (high - low) * u[1]).exp()
-    width = (area * aspect * H / W).sqrt().clamp(max=1.0)  #  as shares of the picture's sides
-    height = (area / aspect * W / H).sqrt().clamp(max=1.0)
-    mirror = torch.where(u[2] < 0.5, -1.0, 1.0) if recipe.flip else torch.ones_like(u[2])
+    crops = draw_crops(H, W, B, recipe, torch.Generator(images.device).manual_seed(seed))
     affine = torch.zeros(B, 2, 3, device=images.device)
-    affine[:, 0, 0], affine[:, 1, 1] = width * mirror, height
-    affine[:, 0, 2], affine[:, 1, 2] = (2 * u[3] - 1) * (1 - width), (2 * u[4] - 1) * (1 - height)
+    affine[:, 0, 0], affine[:, 1, 1] = torch.where(crops.mirror, -crops.width, crops.width), crops.height
+    affine[:, 0, 2], affine[:, 1, 2] = crops.x, crops.y
     where = F.affine_grid(affine, [B, 3, recipe.image_size, recipe.image_size], align_corners=False)
     return F.grid_sample(normalise(images), where, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -141,56 +159,68 @@ class Skipped:
 
 
 class Files(Dataset):
-    """Micro-batches decoded from files by worker processes, crops cut out there, since the pictures differ in size."""
+    """Micro-batches decoded from files by worker processes, crops cut out there unless pictures are wanted whole."""
 
-    def __init__(self, paths: list[Path], recipe: Recipe) -> None:
-        self.paths, self.recipe = paths, recipe
+    def __init__(self, paths: list[Path], recipe: Recipe, whole: bool = False) -> None:
+        self.paths, self.recipe, self.whole = paths, recipe, whole
 
     def __getitem__(self, micro: Micro) -> tuple[Tensor, Micro, list[tuple[str, str]]]:
-        """uint8 crops (B, 3, L, L), and the files that could not be read."""
+        """uint8 crops (B, 3, L, L), or whole pictures (B, 3, H, W), and the files that could not be read."""
         bad: list[tuple[str, str]] = []
-        crops = [self.crop(number, mix(micro.seed, place), bad) for place, number in enumerate(micro.index)]
-        return torch.stack(crops), micro, bad
+        pictures = [self.read(number, bad) for number in micro.index]
+        if self.whole:
+            return torch.stack(pictures), micro, bad
+        return cut(pictures, self.recipe, mix(micro.seed, "crop")), micro, bad
 
-    def crop(self, number: int, seed: int, bad: list[tuple[str, str]]) -> Tensor:
-        """A random crop of one picture, or of the next that can be read. Raises DataError after TRIES failures."""
+    def read(self, number: int, bad: list[tuple[str, str]]) -> Tensor:
+        """One picture (3, H, W), or the next that can be read. Raises DataError after TRIES failures."""
         for step in range(TRIES):
             path = self.paths[(number + step) % len(self.paths)]
             try:
-                picture = read_picture(path)
+                return torch.from_numpy(read_pixels(path))
             except Exception as error:  # decoders of broken files raise anything
                 bad.append((str(path), str(error) or type(error).__name__))
-                continue
-            return self.cut(picture, np.random.default_rng(seed))
         raise DataError(f"{TRIES} pictures in a row cannot be read, the last {path}: {bad[-1][1]}")
 
-    def cut(self, picture, random: np.random.Generator) -> Tensor:
-        """A random crop as `augment` draws it, with antialiasing: uint8 (3, L, L)."""
-        W, H = picture.size
-        area = W * H * random.uniform(*self.recipe.crop_scale)
-        aspect = np.exp(random.uniform(*np.log(self.recipe.crop_aspect)))
-        width, height = min((area * aspect) ** 0.5, W), min((area / aspect) ** 0.5, H)
-        left, top = random.uniform(0, W - width), random.uniform(0, H - height)
-        side, box = self.recipe.image_size, (left, top, left + width, top + height)
-        array = np.asarray(picture.resize((side, side), resample=2, box=box, reducing_gap=2.0))
-        if self.recipe.flip and random.random() < 0.5:
-            array = array[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+def cut(pictures: list[Tensor], recipe: Recipe, seed: int) -> Tensor:
+    """Random crops as `augment` draws them, of pictures (3, H, W) of any sizes, with antialiasing: uint8 (B, 3, L, L).
+
+    Sides are rounded to whole pixels.
+    """
+    H, W = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.float32).unbind(1)
+    crops = draw_crops(H, W, len(pictures), recipe, torch.Generator().manual_seed(seed))
+    h, w = ((share * side).round().clamp(min=1) for share, side in ((crops.height, H), (crops.width, W)))
+    top, left = ((crops.y + 1) / 2 * H - h / 2).round(), ((crops.x + 1) / 2 * W - w / 2).round()
+    corners = torch.stack([top.clamp(min=0), left.clamp(min=0), top + h, left + w], dim=1).long().tolist()
+    side = (recipe.image_size, recipe.image_size)
+    found = [
+        F.interpolate(picture[None, :, y:y2, x:x2], side, mode="bilinear", antialias=True)
+        for picture, (y, x, y2, x2) in zip(pictures, corners, strict=True)
+    ]
+    images = torch.cat(found)  #                                                          (B, 3, L, L)
+    images[crops.mirror] = images[crops.mirror].flip(3)
+    return images
 
 
 class Stream:
-    """A set too large for memory: files, decoded by `recipe.workers` processes ahead of the training step."""
+    """A set too large for memory: files, decoded by `recipe.workers` processes ahead of the training step.
 
-    def __init__(self, paths: list[Path], device: torch.device) -> None:
-        self.paths, self.device, self.skipped = paths, device, Skipped()
+    whole  pictures of one size arrive as they are and are cropped on the device; others are cropped by the workers
+    """
+
+    def __init__(self, paths: list[Path], device: torch.device, whole: bool = False) -> None:
+        self.paths, self.device, self.whole, self.skipped = paths, device, whole, Skipped()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
-        """Normalised images (B, 3, L, L) of each micro-batch; pictures that cannot be read are replaced and named."""
+    def pictures(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
+        """uint8 crops, or whole pictures, of each micro-batch; those that cannot be read are replaced and named."""
+        import torchvision.io  # noqa: F401  before workers are forked: each would spend seconds on it
+
         loader = DataLoader(
-            Files(self.paths, recipe),
+            Files(self.paths, recipe, self.whole),
             batch_size=None,  # an item is a micro-batch already
             sampler=plan,
             num_workers=recipe.workers,
@@ -201,7 +231,13 @@ class Stream:
         for images, micro, bad in loader:
             for path, reason in bad:
                 self.skipped.note(path, reason)
-            yield normalise(images.to(self.device, non_blocking=True)), micro
+            yield images, micro
+
+    def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
+        """Normalised images (B, 3, L, L) of each micro-batch, on the device."""
+        for images, micro in self.pictures(plan, recipe):
+            images = images.to(self.device, non_blocking=True)
+            yield augment(images, recipe, mix(micro.seed, "crop")) if self.whole else normalise(images), micro
 
 
 def quiet(_: int) -> None:
@@ -223,10 +259,11 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
         side = recipe.image_size if recipe.data == "shapes" else None
         return Resident(toy.load(recipe.data, split, side).images, device)
     root = folder_of(recipe.data)
-    files, _ = find(root, "train")
-    if fits([path for path, _ in files]):
+    paths = [path for path, _ in find(root, "train")[0]]
+    size = common_size(paths)
+    if size and 3 * len(paths) * math.prod(size) <= FITS:
         return Resident(toy.load(f"folder:{root}", "train").images, device)
-    return Stream([path for path, _ in files], device)
+    return Stream(paths, device, whole=bool(size) and max(size) <= recipe.image_size)
 
 
 def folder_of(name: str) -> Path:
@@ -244,11 +281,11 @@ def folder_of(name: str) -> Path:
     raise DataError(f"unknown data set {name!r}: choose from {', '.join(SMALL)}, imagenet, folder:PATH")
 
 
-def fits(paths: list[Path]) -> bool:
-    """Whether all pictures have one size, so that they stack without being resized, and fit in memory together."""
+def common_size(paths: list[Path]) -> tuple[int, int] | None:
+    """Width and height in pixels if all pictures have the same, so that they stack without being resized."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sizes = set(pool.map(read_size, paths)) - {None}
-    return len(sizes) == 1 and 3 * len(paths) * math.prod(sizes.pop()) <= FITS
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

@@ -126,6 +126,29 @@ def read_picture(path: Path) -> Image.Image:
         return picture.convert("RGB")
 
 
+def read_jpeg(path: Path) -> np.ndarray | None:
+    """A grey or coloured JPEG as uint8 (3, H, W), turned upright; None if it is anything else, or broken.
+
+    The same pixels as `read_picture`, in half the time, and without holding up other threads.
+    """
+    from torchvision.io import decode_jpeg  # a slow import that only JPEG files need
+
+    try:
+        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        pixels = decode_jpeg(data, apply_exif_orientation=True).numpy()
+    except (RuntimeError, ValueError):  # no JPEG whatever its name, broken, or empty: `read_picture` says which
+        return None
+    if len(pixels) == 1:
+        return np.repeat(pixels, 3, axis=0)
+    return pixels if len(pixels) == 3 else None
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """One picture as uint8 (3, H, W), turned upright. Raises whatever the decoder raises for a broken file."""
+    pixels = read_jpeg(path) if path.suffix.lower() in (".jpg", ".jpeg") else None
+    return np.array(read_picture(path)).transpose(2, 0, 1) if pixels is None else pixels
+
+
 def read_size(path: Path) -> tuple[int, int] | None:
     """Width and height in pixels after turning upright, from the header alone; None if there is no telling."""
     try:
@@ -139,12 +162,13 @@ def read_size(path: Path) -> tuple[int, int] | None:
 def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
     """One picture (3, H, W) uint8, brought to image_size if given; or the reason why it cannot be read."""
     try:
-        picture = read_picture(path)
+        pixels = read_pixels(path)
     except Exception as error:  # decoders of broken files raise anything, struct.error and TypeError among it
         return f"{path.name}: {error or type(error).__name__}"
-    if image_size is not None and picture.size != (image_size, image_size):
-        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)
+    if image_size is None or pixels.shape[1:] == (image_size, image_size):
+        return pixels
+    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return np.asarray(ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 def common_size(files: list[Path], image_size: int | None) -> int | None:
@@ -194,8 +218,11 @@ def from_folder(root: Path, split: str, image_size: int | None) -> ImageSet:
 
 def decode(files: list[tuple[Path, str]], classes: tuple[str, ...], image_size: int | None) -> ImageSet:
     """Read the pictures, of one size; those that cannot be read are left out and named."""
+    # A hundred at a time: threads that hand over single small pictures spend most of their time waiting for each other.
+    parts = [files[start : start + 100] for start in range(0, len(files), 100)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        arrays = list(pool.map(lambda file: read_array(file[0], image_size), files))
+        read = pool.map(lambda part: [read_array(path, image_size) for path, _ in part], parts)
+        arrays = [array for part in read for array in part]
     skipped = tuple(a for a in arrays if isinstance(a, str))
     good = [(a, label) for a, (_, label) in zip(arrays, files, strict=True) if not isinstance(a, str)]
     if not good:

@@ -12,7 +12,7 @@ from PIL import Image
 from full_ijepa import data
 from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan
 from tests.full.conftest import draw_pictures
-from toy_ijepa.folders import DataError
+from toy_ijepa.folders import DataError, read_pixels
 from toy_ijepa.probing import normalise
 
 
@@ -69,8 +69,7 @@ def test_crops_keep_the_share_they_are_told(recipe, kind):
     if kind == "resident":
         crops = augment(torch.from_numpy(picture).expand(400, -1, -1, -1).clone(), cut, 1)
     else:
-        image, files = Image.fromarray(picture.transpose(1, 2, 0)), data.Files([], cut)
-        crops = normalise(torch.stack([files.cut(image, np.random.default_rng(i)) for i in range(400)]))
+        crops = normalise(data.cut([torch.from_numpy(picture)] * 400, cut, 1))
     span = [(crops[:, c].amax((1, 2)) - crops[:, c].amin((1, 2))) / 4 * 16 / 15 for c in (0, 1)]
     area, aspect = span[0] * span[1], span[1] * 80 / (span[0] * 40)
     assert 0.15 < area.min() < 0.25 < 0.42 < area.max() < 0.56
@@ -78,6 +77,17 @@ def test_crops_keep_the_share_they_are_told(recipe, kind):
     assert 0.42 < aspect.min() < 0.7
     assert 1.5 < aspect.max() < 2.4
     assert aspect.log().mean().abs() < 0.1  # as often high as wide
+
+
+def test_streamed_crops_are_those_in_memory(recipe):
+    """The same places and mirroring, whether a batch is cut at once or a picture at a time; smooth, so that whole
+    pixels and antialiasing make little difference."""
+    down, across = torch.meshgrid(torch.linspace(0, 255, 48), torch.linspace(0, 255, 96), indexing="ij")
+    picture = torch.stack([down, across, (down + across) / 2]).byte()
+    together = augment(picture.expand(50, -1, -1, -1), recipe, 3)
+    alone = normalise(data.cut([picture] * 50, recipe, 3))
+    assert (together - alone).abs().mean() < 0.05
+    assert (together.flip(3) - alone).abs().mean() > 0.5
 
 
 def test_small_folders_stay_in_memory_and_mixed_ones_are_streamed(recipe, pictures, tmp_path):
@@ -90,7 +100,20 @@ def test_small_folders_stay_in_memory_and_mixed_ones_are_streamed(recipe, pictur
 
 def test_pictures_that_do_not_fit_in_memory_are_streamed(recipe, monkeypatch):
     monkeypatch.setattr(data, "FITS", 60 * 16 * 16 * 3 - 1)
-    assert isinstance(data.training_set(recipe, torch.device("cpu")), Stream)
+    large = data.training_set(recipe, torch.device("cpu"))
+    assert isinstance(large, Stream)
+    assert large.whole
+    assert not data.training_set(recipe.replace(image_size=8), torch.device("cpu")).whole
+
+
+def test_whole_pictures_are_cropped_on_the_device_as_those_in_memory(recipe, pictures):
+    paths = sorted(pictures.rglob("train/**/*.png"))
+    stream, resident = (
+        Stream(paths, torch.device("cpu"), whole=True),
+        Resident(torch.stack([torch.from_numpy(read_pixels(path)) for path in paths]), torch.device("cpu")),
+    )
+    both = [[images for images, _ in source.batches(plan(60, recipe, 0, 2), recipe)] for source in (stream, resident)]
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 
 @pytest.fixture

@@ -83,6 +83,26 @@ def test_rotated_picture_is_turned_upright(tmp_path):
     assert array[:, 4:].max() == 0
 
 
+def test_the_fast_way_through_jpeg_gives_the_same_pixels(tmp_path):
+    """Colour, grey, progressive, coarse colours, turned, CMYK, and a PNG that calls itself JPEG; H != W, both odd."""
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((35, 21))
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    kinds = dict(plain={}, fine=dict(subsampling=0), progressive=dict(progressive=True), turned=dict(exif=turned))
+    for name, options in kinds.items():
+        picture.save(tmp_path / f"{name}.jpg", **options)
+    picture.convert("L").save(tmp_path / "grey.jpeg")
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.save(tmp_path / "disguised.jpg", format="PNG")
+    fast = {p.stem for p in sorted(tmp_path.iterdir()) if folders.read_jpeg(p) is not None}
+    assert fast == {*kinds, "grey"}
+    for path in tmp_path.iterdir():
+        slow = np.asarray(folders.read_picture(path)).transpose(2, 0, 1)
+        assert slow.shape == ((3, 35, 21) if path.stem == "turned" else (3, 21, 35))
+        assert np.array_equal(folders.read_pixels(path), slow), path.name
+
+
 def test_unreadable_and_truncated_are_skipped_counted_and_named(tree):
     whole = tree / "train" / "ants" / "9.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).resize((8, 8)).save(whole)
