@@ -84,7 +84,7 @@ def evaluate(
     Args:
         run: the --out of a pretrain
         protocols: how to judge; all choices are made on training data
-        data: judge on another set (transfer): a name or folder:PATH
+        data: judge on another set (transfer): a name ("clevr-count" and torchvision's among them) or folder:PATH
         encoder: I-JEPA's target encoder, or its context encoder; MAE has one
         labels: at most so many labelled training pictures
         seeds: several give mean and spread

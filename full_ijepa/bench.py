@@ -37,7 +37,7 @@ from toy_ijepa.masking import multiblock
 from toy_ijepa.recipe import Size
 
 VITB16 = toy.Setup(4, 224, 16, Size(*SIZES["b"], predictor_width=384, predictor_depth=6, predictor_heads=12))
-STEPS = ("ours fp32", "ours bf16", "lightly fp32", "lightly bf16")
+STEPS = ("ours fp32", "ours bf16", "ours bf16, joint predictor", "lightly fp32", "lightly bf16")
 
 
 def step(rounds: int) -> dict:

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from full_ijepa.data import SMALL, folder_of
+from full_ijepa.evaluate.sets import SETS, Pictures, fetch
 from full_ijepa.vit import Encoder
 from toy_ijepa import data as toy
 from toy_ijepa.folders import DataError, ImageSet, decode, find, pictures_below
 from toy_ijepa.probing import normalise
+from toy_ijepa.recipe import lookup
 
 CHUNK = 500  # pictures decoded, resized or encoded at a time
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled split: in memory at its own size, or files. `labels` (S,), the names of the classes, the side L."""
+    """A labelled split: in memory at its own size, files, or pictures of torchvision; `labels` (S,), the side L."""
 
-    source: ImageSet | list[tuple[Path, str]]
+    source: ImageSet | Pictures | list[tuple[Path, str]]
     labels: Tensor
     classes: tuple[str, ...]
     side: int
@@ -38,6 +40,8 @@ class Labelled:
             part = slice(start, start + CHUNK)
             if isinstance(self.source, ImageSet):
                 yield toy.resize(self.source.images[part], self.side)
+            elif isinstance(self.source, Pictures):
+                yield self.source[part].at(self.side)
             else:
                 found = decode(self.source[part], self.classes, self.side)
                 if found.skipped:
@@ -56,6 +60,8 @@ class Labelled:
         """The pictures of these numbers."""
         if isinstance(self.source, ImageSet):
             source = ImageSet(self.source.images[index], self.labels[index], self.classes)
+        elif isinstance(self.source, Pictures):
+            source = self.source[index]
         else:
             source = [self.source[i] for i in index.tolist()]
         return Labelled(source, self.labels[index], self.classes, self.side)
@@ -69,7 +75,11 @@ def labelled(name: str, split: str, side: int, most: int | None = None, seed: in
     if name in SMALL:
         found = toy.load(name, split, side if name == "shapes" else None)
         whole = Labelled(found, found.labels, found.classes, side)
+    elif name in SETS:
+        whole = Labelled(*fetch(name, split), side)
     else:
+        if name != "imagenet" and not name.startswith("folder:"):
+            lookup(dict.fromkeys((*SMALL, "imagenet", "folder:PATH", *SETS)), name, "data set")  # raises
         files, classes = split_files(folder_of(name), split)
         number = {name: i for i, name in enumerate(classes)} | {"": -1}
         odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
