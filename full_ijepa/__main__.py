@@ -67,6 +67,8 @@ def pretrain(
     name = recipe.data.removeprefix("folder:").strip("/").replace("/", "-")
     out = out or Path("runs") / f"{recipe.method}-{name}-{recipe.encoder}{recipe.patch}"
     run = train.pretrain(recipe, out, resume=resume == "auto", device=device)
+    if run.ended == "done" and run.rows:  # the process that leads has them
+        print(f"done: {run.steps} steps, written to {out}; next: python -m full_ijepa evaluate {out}")
     return run.exit_code
 
 

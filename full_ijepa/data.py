@@ -228,7 +228,7 @@ class Stream:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=quiet,
         )
-        for images, micro, bad in loader:
+        for images, micro, bad in told_plainly(iter(loader)):
             for path, reason in bad:
                 self.skipped.note(path, reason)
             yield images, micro
@@ -238,6 +238,21 @@ class Stream:
         for images, micro in self.pictures(plan, recipe):
             images = images.to(self.device, non_blocking=True)
             yield augment(images, recipe, mix(micro.seed, "crop")) if self.whole else normalise(images), micro
+
+
+def told_plainly(items: Iterator) -> Iterator:
+    """The items of a loader; what went wrong in a worker process is said in one sentence."""
+    try:
+        yield from items
+    except DataError as error:  # its text is the worker's whole traceback, the sentence at its end
+        raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that decodes pictures died ({str(error).splitlines()[0]}): out of memory? Lower workers or "
+            "micro_batch; --resume auto continues from the last checkpoint"
+        ) from error
 
 
 def quiet(_: int) -> None:

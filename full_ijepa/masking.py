@@ -7,9 +7,11 @@ tensor needs one size. There are four ways out:
 - cut all to the smallest, at random (the toy): unbiased, but the larger the batch the less context is left
 - pad to the largest: nothing lost, but attention needs a mask, and with it leaves its fastest kernel
 - *groups* (here): sort the images by the size of their context, cut the batch into a few groups, and cut at random to
-  the smallest of each group. Four groups keep nearly all patches; every group is a plain dense tensor.
+  the smallest of each group; every group is a plain dense tensor
 
-`python -m full_ijepa.bench masks` measures what each keeps and costs (assets/results/bench-masks.json).
+Measured for 64 images of 14 x 14 patches (`python -m full_ijepa.bench masks`, assets/results/bench-masks.json): one cut
+keeps 68 % of the context, four groups 92 %, eight 96 %. A kept patch costs the same in four groups as in one, and 1.4
+times as much with padding and an attention mask.
 """
 
 # Shape legend:  B images  N patches  M target blocks  T patches of a block  K context patches

@@ -72,7 +72,7 @@ def build(recipe: Recipe) -> IJEPA | MAE:
     encoder = build_encoder(recipe.encoder, recipe.image_size, recipe.patch, **options)
     narrow = recipe.predictor_width, recipe.predictor_depth, recipe.predictor_heads
     if recipe.method == "mae":
-        method = MAE(encoder, *narrow, hidden=recipe.hidden, loss=recipe.loss)
+        method = MAE(encoder, *narrow, hidden=recipe.hidden, loss=recipe.loss_name)
         helper = method.decoder
     else:
         helper = Predictor(encoder.grid, encoder.width, *narrow, mode=recipe.predictor_mode)
@@ -81,7 +81,7 @@ def build(recipe: Recipe) -> IJEPA | MAE:
             helper,
             groups=recipe.groups,
             masks=recipe.masks,
-            loss=recipe.loss,
+            loss=recipe.loss_name,
             momentum=recipe.momentum,
             regulariser=recipe.regulariser,
         )

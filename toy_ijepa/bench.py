@@ -226,7 +226,7 @@ def report(found: dict[str, dict], masks_ms: dict[int, float]) -> str:
     lines = [f"{'':28}{'images/s':>10}{'x ' + against:>18}{'of matmul rate':>16}{'peak MiB':>10}"]
     for name, row in found.items():
         speed, share = row["images_per_second"], row["share_of_matmul_rate"]
-        lines.append(f"{name:28}{speed:10.0f}{speed / base:18.2f}{share:16.0%}{row['peak_mib']:10.0f}")
+        lines.append(f"{name:28}{speed:10.4g}{speed / base:18.2f}{share:16.0%}{row['peak_mib']:10.0f}")
     lines.append(f"\n{'share of the step':28}" + "".join(f"{part:>11}" for part in PARTS))
     for name, row in found.items():
         if row["share_of_step"]:

@@ -102,7 +102,7 @@ def scale_by_depth(blocks: nn.ModuleList) -> None:
     """Divide the weights that write into the residual stream of block i (from 1) by sqrt(2*i), in place.
 
     TRAP: call it *after* the general initialisation; the released code overwrites it.
-    Source: Bao et al. 2022 (BEiT), section 2.4; intended by the code released with I-JEPA.
+    Source: Bao et al. 2022 (BEiT), "Pre-Training Setup"; intended by the code released with I-JEPA.
     """
     with torch.no_grad():
         for depth, block in enumerate(blocks, start=1):
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
 
     The parameter names are those of the released checkpoints, so weights can be exchanged.
     Raises ValueError if the image is not a whole number of patches or the width does not suit heads and positions.
-    Source: Dosovitskiy et al. 2021, section 3.1; Assran et al. 2023, section 4.
+    Source: Dosovitskiy et al. 2021, section 3.1; Assran et al. 2023, section 3 and appendix A.1.
     """
 
     def __init__(

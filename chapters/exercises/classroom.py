@@ -23,6 +23,7 @@ CONFIG = """\
 c = get_config()
 c.CourseDirectory.course_id = "ijepa"
 c.Execute.timeout = 120  # seconds for each cell of a submission; none of ours takes more than a few
+c.Execute.iopub_timeout = 60  # seconds to wait for a kernel's first words; imports take long on a slow machine
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError  # your answer goes here"}
 # To hand out and collect through a shared folder, name it: c.Exchange.root = "/srv/nbgrader/exchange"
 """

@@ -146,15 +146,17 @@ def fit_module(
     count: int,
     rate: float,
     epochs: int,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Train a classifier by AdamW with warm-up and cosine; `groups` may scale the rate by "share"."""
+    """Train a classifier by AdamW with warm-up and cosine, products in `dtype`; `groups` may scale rates by "share"."""
     optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
     steps = epochs * math.ceil(count / 128)
     module.train()
     for step, (x, y) in enumerate(batches):
         for group in optimiser.param_groups:
             group["lr"] = group.get("share", 1.0) * warmup_cosine(step / steps, rate, 0.1)
-        loss = F.cross_entropy(module(x), y)
+        with torch.autocast(x.device.type, dtype, enabled=dtype == torch.bfloat16):
+            loss = F.cross_entropy(module(x), y)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 3.0)
@@ -195,8 +197,12 @@ def finetune(
     recipe: Recipe,
     seed: int = 0,
     epochs: int = 20,
+    dtype: torch.dtype = torch.float32,
 ) -> Verdict:
-    """Train everything on uint8 pictures (S, 3, L, L), cropped and mirrored; the rate is chosen on a held-out tenth."""
+    """Train everything on uint8 pictures (S, 3, L, L), cropped and mirrored; the rate is chosen on a held-out tenth.
+
+    dtype  bfloat16 computes products in it; float16 would need its loss scaled, and is not used here
+    """
     device = next(encoder.parameters()).device
     rest, held = hold_out(len(train), seed)
     wide = recipe.replace(crop_scale=(0.5, 1.0))
@@ -208,7 +214,7 @@ def finetune(
             (augment(train[i].to(device), wide, mix(seed, "tune", n)), y[i].to(device))
             for n, i in enumerate(shuffled(index, epochs, seed))
         )
-        return fit_module(model, model.groups(0.75), batches, len(index), rate, epochs)
+        return fit_module(model, model.groups(0.75), batches, len(index), rate, epochs, dtype)
 
     def said(model: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -113,7 +113,8 @@ def finetune(s: Subject) -> dict[str, Any] | None:
     if s.encoder is None:
         return None
     args = s.train.images(), s.train.labels, s.test.images(), s.classes
-    return judged(heads.finetune(s.encoder, *args, s.recipe, s.seed), s.test.labels, s.test.classes)
+    verdict = heads.finetune(s.encoder, *args, s.recipe, s.seed, dtype=precision_of(s.recipe, s.device))
+    return judged(verdict, s.test.labels, s.test.classes)
 
 
 def lowshot(s: Subject) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class Recipe:
     masks: Literal["multiblock", "complement", "single_block", "random", "released"] = "multiblock"
     # contexts of different sizes are cut to the smallest of their group; more groups keep more patches
     groups: int = 4
-    # I-JEPA: "smooth_l1" (released code) or "l2" (paper); MAE: "l2" (paper) or "l1"
-    loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+    # I-JEPA: "smooth_l1" (released code, "auto") or "l2" (paper); MAE: "l2" (paper, "auto") or "l1"
+    loss: Literal["auto", "smooth_l1", "l2", "l1"] = "auto"
     # weights of the variance and covariance terms on pooled context features; 0 is the plain method
     regulariser: tuple[float, float] = (0.0, 0.0)
     # share of patches that MAE hides; the paper's
@@ -141,6 +141,11 @@ class Recipe:
             raise ValueError("muon needs whole matrices, which fsdp shares out: choose adamw or ddp")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a whole number of patches of {self.patch} px")
+
+    @property
+    def loss_name(self) -> str:
+        """The loss by name, "auto" resolved."""
+        return self.loss if self.loss != "auto" else {"ijepa": "smooth_l1", "mae": "l2"}[self.method]
 
     def replace(self, **changes) -> Recipe:
         """The same recipe with other values. Raises ValueError if they do not fit together."""

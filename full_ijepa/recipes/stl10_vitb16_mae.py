@@ -10,7 +10,6 @@ from full_ijepa.recipes import stl10_vitb16
 
 RECIPE = stl10_vitb16.RECIPE.replace(
     method="mae",
-    loss="l2",  # the paper's, on pixels normalised in each patch
     hidden=0.75,  # the paper's best for linear probe and fine-tuning alike
     predictor_depth=8,  # the paper's decoder
     predictor_width=512,

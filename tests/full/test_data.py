@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -152,6 +153,20 @@ def test_a_folder_of_nothing_but_broken_pictures_is_refused(recipe, tmp_path):
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="10 pictures in a row cannot be read"):
         data.Files(paths, recipe)[Micro((0, 1), 0)]
+    stream = Stream(paths, torch.device("cpu"))
+    with pytest.raises(DataError, match=r"^10 pictures in a row cannot be read, the last .*9\.png: [^\n]*$"):
+        next(stream.batches([Micro((0, 1), 0)], recipe.replace(workers=1)))
+
+
+def test_a_dead_worker_is_told_plainly(recipe, pictures):
+    stream = Stream(sorted(pictures.rglob("train/**/*.png")), torch.device("cpu"))
+    before = set(multiprocessing.active_children())
+    batches = stream.batches(plan(60, recipe, 0, 500), recipe.replace(workers=1))
+    next(batches)
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.kill()
+    with pytest.raises(DataError, match=r"a process that decodes pictures died .* --resume auto continues"):
+        list(batches)
 
 
 def test_imagenet_says_where_to_put_it(recipe):

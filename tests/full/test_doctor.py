@@ -86,7 +86,7 @@ def test_a_target_that_never_follows_is_named(healthy):
     (finding,) = examine(replace(healthy, recipe=recipe, rows=history(recipe)))
     assert finding.name == "momentum too high for the run length"
     assert "at most 0.975" in finding.advice
-    mae = recipe.replace(method="mae", loss="l2")
+    mae = recipe.replace(method="mae")
     assert names(replace(healthy, recipe=mae, rows=history(recipe))) == []
 
 

@@ -29,6 +29,7 @@ from toy_ijepa.widgets.mask import MaskExplorer, MaskModel, default_scale
 from toy_ijepa.widgets.paint import PaintModel, PaintTargets
 from toy_ijepa.widgets.predictor import PredictorExplorer, PredictorModel, areas
 from toy_ijepa.widgets.schedule import ScheduleExplorer, ScheduleModel
+from toy_ijepa.widgets.search import SearchExplorer, SearchModel, nearest
 from toy_ijepa.widgets.view import Explorer, picture_html, report_html
 
 H, W, P = 24, 32, 4  # a 6 x 8 grid
@@ -523,3 +524,67 @@ def test_canvas_takes_pictures_and_refuses_nonsense(pictures):
     ]:
         with pytest.raises(traitlets.TraitError):
             setattr(canvas, name, value)
+
+
+def test_nearest_is_the_slow_loop():
+    """Cosine, whatever the lengths; the query left out even where its double is there."""
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(1)) * torch.arange(1.0, 10.0)[:, None]
+    x[7] = 3 * x[2]
+    index, cosine = nearest(x, 2, 4)
+    slow = sorted(((float(x[2] @ x[n] / (x[2].norm() * x[n].norm())), n) for n in range(9) if n != 2), reverse=True)
+    assert index.tolist() == [n for _, n in slow[:4]]
+    assert index[0] == 7
+    assert cosine.tolist() == pytest.approx([c for c, _ in slow[:4]], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("query", "k", "message"), [(9, 2, "not one of the 9"), (0, 9, "choose 1 to 8"), (0, 0, "choose")]
+)
+def test_nearest_says_what_cannot_be(query, k, message):
+    with pytest.raises(ValueError, match=message):
+        nearest(torch.randn(9, 5), query, k)
+
+
+@pytest.fixture
+def search():
+    images = torch.randint(256, (6, 3, H, W), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    angle = torch.tensor([0.0, 0.1, 0.2, 2.0, 2.1, 2.3])
+    features = {
+        "good": torch.stack([angle.cos(), angle.sin()], 1),
+        "poor": torch.stack([angle.sin(), 0 * angle + 1], 1),
+    }
+    return images, features, torch.tensor([0, 0, 0, 1, 1, 1]), ("cat", "dog")
+
+
+def test_search_names_neighbours_and_counts_classes(search):
+    model = SearchModel(*search, query=3, k=2)
+    assert model.found["good"][0].tolist() == [4, 5]
+    assert model.same("good") == 2
+    words, rows = model.report()
+    assert words == "Asked by picture 3: dog."
+    assert rows[1][:2] == ("good", "2 of 2")
+    assert rows[1][2].startswith("dog 1.00")
+    assert len([ax for ax in model.figure().axes if ax.images]) == 2 * 3
+    assert "Picture 3 (dog)" in model.alt()
+
+
+def test_search_without_classes(search):
+    images, features, *_ = search
+    words, rows = SearchModel(images, features, query=1, k=1).report()
+    assert words.endswith("picture 1.")
+    assert rows[1] == ("good", f"picture 2 {math.cos(0.1):.2f}")
+
+
+def test_search_says_what_does_not_fit(search):
+    images, features, labels, classes = search
+    with pytest.raises(ValueError, match="features of 5 pictures, there are 6"):
+        SearchModel(images, {"short": features["good"][:5]}, labels, classes)
+
+
+def test_search_explorer(search):
+    explorer = SearchExplorer(*search)
+    assert changed(explorer, lambda: setattr(explorer.query, "value", 4))
+    assert explorer.model.query == 4
+    assert changed(explorer, lambda: setattr(explorer.neighbours, "value", 2))
+    assert len(explorer.model.found["good"][0]) == 2
+    assert explorer.error is None

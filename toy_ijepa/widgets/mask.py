@@ -23,7 +23,7 @@ from toy_ijepa.widgets.drawing import bare, heat, label, panels, seen_only
 from toy_ijepa.widgets.survey import ACCEPTS, ALL, DRAWS, VERSIONS, Options, flaws, usage
 from toy_ijepa.widgets.view import Explorer, Report, Table, control
 
-PAPERS_GRID = 14  # patches a side of the paper's ViT-H/16 at 224 px
+PAPERS_GRID = 14  # patches a side of a ViT-B/16 at 224 px
 
 
 @dataclass(frozen=True, eq=False)
