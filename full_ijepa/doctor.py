@@ -26,6 +26,7 @@ from toy_ijepa.probing import features, knn, normalise
 LEFT = 0.1  # share of the target's random start that may be left at the end
 PLAIN = 0.8  # share of position above which features mostly say where a patch is
 GAIN = 1.0  # points of kNN accuracy above a random encoder, below which nothing was learned
+IDLE = 0.01  # share of the peak rate below which nothing moves; a cosine is there for a sixteenth of its length
 REFERENCE = 1e-3, 2048  # AdamW's rate and batch in the released configs; small batches want less
 
 
@@ -108,11 +109,11 @@ def schedule(c: Chart) -> Iterator[Finding]:
             f"last rate {rates[-1]:.2g} of a peak of {max(rates):.2g}",
             "the run is shorter than its schedule: count optimiser steps in both",
         )
-    idle = sum(rate < 1e-3 * max(rates) for rate in rates[len(rates) // 10 :])
+    idle = sum(rate < IDLE * max(rates) for rate in rates[len(rates) // 10 :])
     if idle > 0.3 * len(rates):
         yield Finding(
             "schedule is over early",
-            f"{idle} of {len(rates)} rows of history have a rate below a thousandth of the peak",
+            f"{idle} of {len(rates)} rows of history have a rate below a hundredth of the peak",
             "the schedule advances once a batch instead of once an optimiser step",
         )
 

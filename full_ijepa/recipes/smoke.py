@@ -18,6 +18,7 @@ RECIPE = Recipe(
     predictor_depth=2,
     predictor_heads=2,
     predictor_mode="joint",
+    groups=2,  # on a CPU, passes over a few images waste their time
     optimiser="muon",
     batch=64,
     micro_batch=32,  # two micro-batches a step, so that accumulation is run too

@@ -19,6 +19,8 @@ EXPLORERS = {
     "schedule": ("05_follow_target", "= ScheduleExplorer("),
     "predictor": ("04_predict_features", "= PredictorExplorer("),
     "paint": ("07_probe_features", "= PaintTargets("),
+    "search": ("11_use_your_images", "= SearchExplorer("),
+    "dashboard": ("12_train_full_scale", "= Dashboard("),
 }
 ALONE = """\
 from toy_ijepa import recipe, shapes
@@ -143,6 +145,25 @@ def test_paint_targets(open_explorer):
     shown.cell.get_by_role("button", name="Clear").click()
     shown.error.wait_for()
     assert "nothing is hidden" in shown.error.inner_text()
+
+
+def test_search_explorer(open_explorer):
+    shown = open_explorer("search")
+    shown.changes(lambda: shown.press("picture", "ArrowRight"), "Asked by picture 4")
+    shown.changes(lambda: shown.press("neighbours", "ArrowLeft"), "of 7")
+    assert "Picture 4" in shown.picture.get_attribute("alt")
+
+
+def test_dashboard_follows_a_run(open_explorer):
+    """Rows that another process wrote arrive without anybody touching the page; then one curve is drawn large."""
+    shown = open_explorer("dashboard")
+    wait(lambda: "ijepa: step " in shown.text.text_content(), "the run never shows")
+    assert "mae: waiting for the first row" in shown.text.text_content()
+    before = shown.picture.get_attribute("src")
+    shown.choose("curve", "momentum")
+    wait(lambda: shown.picture.get_attribute("src") != before, "the picture stays as it was")
+    assert "Curves of momentum" in shown.picture.get_attribute("alt")
+    assert shown.error.count() == 0
 
 
 def test_canvas_is_sharp_on_dense_screens_and_readable_in_the_dark(notebook, tmp_path):

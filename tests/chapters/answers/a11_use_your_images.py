@@ -1,0 +1,119 @@
+"""Answers to chapters/exercises/11_use_your_images.ipynb."""
+
+NEAR = """
+    x = {x}
+    cosine = x[queries] @ x.T
+    {out}
+    return {returned}
+"""
+
+DIAGNOSE = """
+    found = set()
+    if {collapse}:
+        found.add("collapse")
+    peak = max(row["lr"] for row in rows)
+    if sum({idle} for row in rows) > 0.3 * len(rows):
+        found.add("schedule over early")
+    left, before = 1.0, {begun}
+    for row in rows:
+        left *= {left}
+        before = row["step"]
+    if left > 0.1:
+        found.add("momentum too high")
+    return found
+"""
+
+
+def near(**changes: str) -> str:
+    """The right search with some of its lines changed."""
+    right = dict(x="F.normalize(features - features.mean(0), dim=1)", returned="cosine.topk(k, dim=1).indices")
+    return NEAR.format(**{**right, "out": "cosine[torch.arange(len(queries)), queries] = -math.inf", **changes})
+
+
+def diagnosis(**changes: str) -> str:
+    """The right diagnosis with some of its rules changed."""
+    right = dict(collapse='rows[-1]["std"] < 0.1', idle='row["lr"] < peak / 100', begun="0")
+    return DIAGNOSE.format(**{**right, "left": 'row["momentum"] ** (row["step"] - before)', **changes})
+
+
+def processors(**changes: tuple[float, float]) -> str:
+    """The right processors with some of them changed."""
+    right = dict(course=(0.5, 0.25), signed=(0.5, 0.5), plain=(0.0, 1.0), centred=(0.4, 0.2))
+    names = dict(course="this course", signed="from -1 to 1", plain="from 0 to 1", centred="centred bytes")
+    return f"return { ({names[k]: v for k, v in ({**right, **changes}).items()})!r}"
+
+
+ANSWERS = {
+    "ex1": {
+        "wrong": {
+            "the query is its own neighbour": near(out="pass"),
+            "the first is dropped": near(out="pass", returned="cosine.topk(k + 1, dim=1).indices[:, 1:]"),
+            "a cosine of 0 for the query": near(out="cosine[torch.arange(len(queries)), queries] = 0.0"),
+            "the diagonal of a table that is not square": near(out="cosine.fill_diagonal_(-math.inf)"),
+            "all that is as good as equal left out": near(out="cosine[cosine > 0.9999] = -math.inf"),
+            "not centred": near(x="F.normalize(features, dim=1)"),
+            "not scaled": near(x="features - features.mean(0)"),
+            "scaled over the pictures": near(x="F.normalize(features - features.mean(0), dim=0)"),
+            "by distance": """
+                distance = torch.cdist(features[queries], features)
+                distance[torch.arange(len(queries)), queries] = math.inf
+                return distance.topk(k, dim=1, largest=False).indices
+            """,
+            "the least similar": near(
+                out="cosine[torch.arange(len(queries)), queries] = math.inf",
+                returned="cosine.topk(k, dim=1, largest=False).indices",
+            ),
+            "cosines for numbers": near(returned="cosine.topk(k, dim=1).values"),
+        },
+        "right": {
+            "sorted": near(returned="cosine.argsort(dim=1, descending=True)[:, :k]"),
+            "scatter": near(out="cosine = cosine.scatter(1, queries[:, None], -2.0)"),
+            "a mask": """
+                x = F.normalize(features - features.mean(0), dim=1)
+                itself = torch.arange(len(x))[None] == queries[:, None]
+                return (x[queries] @ x.T).masked_fill(itself, -math.inf).topk(k).indices
+            """,
+        },
+    },
+    "ex2": {
+        "wrong": {
+            "as it was": diagnosis(idle='row["lr"] == 0.0', left='row["momentum"]'),
+            "only the momentum repaired": diagnosis(idle='row["lr"] == 0.0'),
+            "only the schedule repaired": diagnosis(left='row["momentum"]'),
+            "the first momentum for the whole run": diagnosis(left='rows[0]["momentum"] ** (row["step"] - before)'),
+            "the last momentum for the whole run": diagnosis(left='rows[-1]["momentum"] ** (row["step"] - before)'),
+            "the steps before the first row forgotten": diagnosis(begun='rows[0]["step"]'),
+            "steps since the start, again and again": diagnosis(left='row["momentum"] ** row["step"]'),
+            "twenty steps a row": diagnosis(left='row["momentum"] ** 20'),
+            "a fixed smallest rate": diagnosis(idle='row["lr"] < 1e-5'),
+            "all that is at the last rate": diagnosis(idle='row["lr"] <= rows[-1]["lr"]'),
+            "collapse at any time": diagnosis(collapse='min(row["std"] for row in rows) < 0.1'),
+            "a falling loss is healthy": diagnosis(collapse='rows[-1]["loss"] > rows[0]["loss"]'),
+        },
+        "right": {
+            "in logarithms": """
+                found, steps = set(), [0] + [row["step"] for row in rows]
+                left = sum((b - a) * math.log(r["momentum"]) for a, b, r in zip(steps, steps[1:], rows, strict=False))
+                peak = max(row["lr"] for row in rows)
+                if rows[-1]["std"] < 0.1:
+                    found |= {"collapse"}
+                if sum(row["lr"] < 0.01 * peak for row in rows) / len(rows) > 0.3:
+                    found |= {"schedule over early"}
+                return found | ({"momentum too high"} if left > math.log(0.1) else set())
+            """
+        },
+    },
+    "ex3": {
+        "wrong": {
+            "in bytes": processors(course=(127.5, 63.75), centred=(102.0, 51.0)),
+            "0.5 and 0.5 for everybody": processors(course=(0.5, 0.5)),
+            "ImageNet's numbers": processors(course=(0.456, 0.224)),
+            "multiplied instead of divided": processors(course=(0.5, 4.0), signed=(0.5, 2.0)),
+            "mean and std in the wrong order": processors(course=(0.25, 0.5)),
+            "the mean after the division": processors(course=(2.0, 0.25)),
+            "a std of 0": processors(plain=(0.0, 0.0)),
+            "from 0 to 1 is from -1 to 1": processors(plain=(0.5, 0.5)),
+        },
+        "right": {"worked out": processors(course=(127.5 / 255, 63.75 / 255), centred=(102 / 255, 51 / 255))},
+    },
+}
