@@ -71,6 +71,11 @@ class State:
     def done(self) -> bool:
         return bool(self.rows) and self.rows[-1]["step"] >= self.steps
 
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """(step, value) of a column; none for MAE's momentum, which there is not."""
+        rows = [] if name == "momentum" and self.recipe and self.recipe.method == "mae" else self.rows
+        return [(row["step"], row[name]) for row in rows if name in row]
+
     def sentence(self) -> str:
         """How far, how fast, how long still."""
         if not self.rows:
@@ -126,7 +131,7 @@ class DashboardModel:
         axes = left.subplots(2, 3).flat if self.curve == "all" else [left.subplots()]
         for ax, name in zip(axes, names, strict=True):
             for number, state in enumerate(self.states):
-                points = [(row["step"], row[name]) for row in state.rows if name in row]
+                points = state.points(name)
                 style = STYLES[number % len(STYLES)]
                 ax.plot(*zip(*points, strict=True) if points else ([], []), style, label=state.out.name)
             ax.set_title(CURVES[name], fontsize=9)

@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from full_ijepa import doctor
 from full_ijepa.cost import span
 from full_ijepa.evaluate.features import labelled, pooled
-from full_ijepa.evaluate.run import fresh, load_run
+from full_ijepa.evaluate.run import TITLES, fresh, load_run
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import imagination, plots
@@ -39,7 +40,7 @@ th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; background: white; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; opacity: .8; }
-pre { overflow-x: auto; padding: .8rem; background: #8881; }
+pre { white-space: pre-wrap; padding: .8rem; background: #8881; }
 .wide { overflow-x: auto; }
 """
 SHOWN = 6  # pictures whose masks and imagination are shown
@@ -68,7 +69,9 @@ def rows_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Loss, schedules, std and rank of all runs against the share of the run that is done."""
     done = {
-        name: History([row | dict(progress=row["step"] / rows[-1]["step"]) for row in rows])
+        name: History(  # MAE has no momentum: a line at 0 would only squeeze the others
+            [row | dict(progress=row["step"] / rows[-1]["step"], momentum=row["momentum"] or math.nan) for row in rows]
+        )
         for name, rows in histories.items()
     }
     return plots.training_curves(done)
@@ -128,7 +131,7 @@ def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
         for row in dict.fromkeys(row for by in evaluation["protocols"].values() for row in by):
             cells = [evaluation["protocols"].get(p, {}).get(row) for p in protocols]
             rows.append([f"{run}: {row}", *(cell_text(cell) for cell in cells)])
-    return rows_table(["accuracy in %", *protocols], rows)
+    return rows_table(["accuracy in %", *(TITLES[p] for p in protocols)], rows)
 
 
 def cell_text(found: dict[str, Any] | None) -> str:

@@ -191,6 +191,10 @@ PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
     "resolution": resolution,
 }
 
+TITLES = dict(zip(PROTOCOLS, PROTOCOLS, strict=True)) | dict(  # what the accuracy of a table is
+    knn="kNN", finetune="fine-tune", lowshot=f"{SHOTS[-1]} a class", dense="count", resolution="kNN, 2 x side"
+)
+
 
 def load_run(out: Path, device: torch.device | str = "cpu") -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
     """Recipe, method and step of a run's newest whole checkpoint. Raises CheckpointError if there is none."""
@@ -278,7 +282,7 @@ def table(result: dict[str, Any]) -> str:
     """Accuracies in % as text: a row an encoder, a column a protocol."""
     protocols = result["protocols"]
     rows = list(dict.fromkeys(row for by in protocols.values() for row in by))
-    lines = [f"{'':12}" + "".join(f"{name:>16}" for name in protocols)]
+    lines = [f"{'':12}" + "".join(f"{name:>16}" for name in map(TITLES.get, protocols))]
     for row in rows:
         cells = []
         for by in protocols.values():
