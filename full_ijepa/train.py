@@ -288,7 +288,7 @@ class Loop:
 
     def say(self, text: str) -> None:
         if self.trainer.world.leads:
-            print(text, file=sys.stderr, flush=True)
+            tqdm.write(text, file=sys.stderr)  # on a line of its own, whatever the progress bar is doing
 
     def every(self, epochs: float) -> int:
         """Epochs as optimiser steps, at least one."""
