@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -228,7 +229,7 @@ class Stream:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=quiet,
         )
-        for images, micro, bad in told_plainly(iter(loader)):
+        for images, micro, bad in loader:
             for path, reason in bad:
                 self.skipped.note(path, reason)
             yield images, micro
@@ -240,19 +241,23 @@ class Stream:
             yield augment(images, recipe, mix(micro.seed, "crop")) if self.whole else normalise(images), micro
 
 
-def told_plainly(items: Iterator) -> Iterator:
-    """The items of a loader; what went wrong in a worker process is said in one sentence."""
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """What goes wrong in a worker process becomes a DataError of one sentence.
+
+    TRAP: torch raises the death of a worker from a signal handler, wherever the training process happens to be.
+    """
     try:
-        yield from items
-    except DataError as error:  # its text is the worker's whole traceback, the sentence at its end
+        yield
+    except DataError as error:  # a worker's text is its whole traceback, the sentence at its end
         raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
     except RuntimeError as error:
-        if "worker" not in str(error):
+        if "DataLoader worker" not in str(error):
             raise
         raise DataError(
             f"a process that decodes pictures died ({str(error).splitlines()[0]}): out of memory? Lower workers or "
             "micro_batch; --resume auto continues from the last checkpoint"
-        ) from error
+        ) from None
 
 
 def quiet(_: int) -> None:

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from full_ijepa import checkpoint, methods
-from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, training_set
+from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, told_plainly, training_set
 from full_ijepa.distributed import World, local_only, share, world
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa.diagnostics import Health, health
@@ -252,7 +252,7 @@ def pretrain(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "
     SIGTERM and Ctrl-C save a checkpoint after the current step and return with ended "stopped".
     Raises ValueError for what the caller can mend (CheckpointError and DataError among them), and NonFiniteLossError.
     """
-    with world(device) as here, listening() as interrupt:
+    with world(device) as here, listening() as interrupt, told_plainly():
         return Loop(Trainer(recipe, here), out, resume, progress).run(interrupt)
 
 

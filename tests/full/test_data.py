@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 from full_ijepa import data
-from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan
+from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan, told_plainly
 from tests.full.conftest import draw_pictures
+from tests.full.test_train import arguments, environment
 from toy_ijepa.folders import DataError, read_pixels
 from toy_ijepa.probing import normalise
 
@@ -154,19 +156,39 @@ def test_a_folder_of_nothing_but_broken_pictures_is_refused(recipe, tmp_path):
     with pytest.raises(DataError, match="10 pictures in a row cannot be read"):
         data.Files(paths, recipe)[Micro((0, 1), 0)]
     stream = Stream(paths, torch.device("cpu"))
-    with pytest.raises(DataError, match=r"^10 pictures in a row cannot be read, the last .*9\.png: [^\n]*$"):
+    message = r"^10 pictures in a row cannot be read, the last .*9\.png: [^\n]*$"
+    with pytest.raises(DataError, match=message), told_plainly():
         next(stream.batches([Micro((0, 1), 0)], recipe.replace(workers=1)))
 
 
-def test_a_dead_worker_is_told_plainly(recipe, pictures):
-    stream = Stream(sorted(pictures.rglob("train/**/*.png")), torch.device("cpu"))
-    before = set(multiprocessing.active_children())
-    batches = stream.batches(plan(60, recipe, 0, 500), recipe.replace(workers=1))
-    next(batches)
-    for worker in set(multiprocessing.active_children()) - before:
-        worker.kill()
-    with pytest.raises(DataError, match=r"a process that decodes pictures died .* --resume auto continues"):
-        list(batches)
+KILLED = """
+import multiprocessing, os, sys, time
+from full_ijepa import train
+from full_ijepa.__main__ import main
+take_step = train.Trainer.take_step
+def watched(self, batches):
+    found = take_step(self, batches)
+    if self.step == 3:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+    return found
+train.Trainer.take_step = watched
+sys.exit(main(["pretrain", "smoke", *sys.argv[1:]]))
+"""
+
+
+def test_a_dead_worker_is_told_plainly(recipe, pictures, tmp_path):
+    """In a process of its own: torch raises it from a signal handler, at any place."""
+    mixed = shutil.copytree(pictures, tmp_path / "mixed")
+    Image.new("RGB", (40, 30)).save(mixed / "train" / "across" / "other.png")
+    flags = [*arguments(recipe.replace(data=f"folder:{mixed}")), "--workers", "1", "--epochs", "50"]
+    line = [sys.executable, "-c", KILLED, *flags, "--out", str(tmp_path / "run")]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    said = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert said[0].startswith("error: a process that decodes pictures died (DataLoader worker")
+    assert said[0].endswith("--resume auto continues from the last checkpoint")
+    assert "Traceback" not in done.stderr
 
 
 def test_imagenet_says_where_to_put_it(recipe):
