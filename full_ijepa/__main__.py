@@ -6,8 +6,9 @@ python -m full_ijepa report RUN [RUN ...]
 python -m full_ijepa doctor RUN
 python -m full_ijepa export RUN
 
-Exit codes: 0 done, 2 wrong input (nothing was changed), 3 the loss is not finite, 4 the last checkpoint could not be
-written, 75 stopped by SIGTERM or Ctrl-C after saving (run the same line with --resume auto).
+Exit codes: 0 done, 2 wrong input or pictures that cannot be read (what is saved stays), 3 the loss is not finite, 4
+the last checkpoint could not be written, 75 stopped by SIGTERM or Ctrl-C after saving (run the same line with
+--resume auto).
 """
 
 from __future__ import annotations

@@ -55,8 +55,7 @@ class State:
     def read(cls, out: Path) -> State:
         """A run that has not begun is not an error: it is shown as waited for."""
         try:
-            said = json.loads((out / "recipe.json").read_text())
-            recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+            recipe = Recipe.read(json.loads((out / "recipe.json").read_text()))
         except (OSError, json.JSONDecodeError):
             return cls(out, None, [])
         history = out / "history.jsonl"

@@ -13,7 +13,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, decode, find, read_pixels, read_size
+from toy_ijepa.folders import DataError, decode, find, read_pixels, read_sizes
 from toy_ijepa.probing import normalise
 
 FITS = 3_000_000_000  # bytes of uint8 pictures that are kept in memory rather than streamed
@@ -249,7 +248,10 @@ def told_plainly() -> Iterator[None]:
     """
     try:
         yield
-    except DataError as error:  # a worker's text is its whole traceback, the sentence at its end
+    except DataError as error:
+        if "Traceback" not in str(error):
+            raise
+        # a worker's text is its whole traceback, the sentence at its end
         raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -303,9 +305,8 @@ def folder_of(name: str) -> Path:
 
 def common_size(paths: list[Path]) -> tuple[int, int] | None:
     """Width and height in pixels if all pictures have the same, so that they stack without being resized."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = set(pool.map(read_size, paths)) - {None}
-    return sizes.pop() if len(sizes) == 1 else None
+    sizes = list(read_sizes(paths))
+    return sizes[0] if len(sizes) == 1 else None
 
 
 def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

@@ -201,7 +201,7 @@ def chart_of(out: Path) -> Chart:
         said = json.loads((out / "recipe.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{out} holds no run ({error}); give the --out of a pretrain") from error
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+    recipe = Recipe.read(said)
     try:
         _, method, step = load_run(out)
     except CheckpointError:

@@ -109,13 +109,20 @@ def pictures(images: Sequence[Tensor], titles: Sequence[str] = (), columns: int 
     return figure
 
 
-def curves(lines: dict[str, Sequence[float]], xlabel: str, ylabel: str, x: Sequence[float] | None = None) -> Figure:
-    """Named curves in one plot, told apart by line style as well as colour."""
+def curves(
+    lines: dict[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    x: Sequence[float] | None = None,
+    spread: dict[str, Sequence[float]] | None = None,
+) -> Figure:
+    """Named curves in one plot, told apart by line style as well as colour; the spread, if given, as whiskers."""
     figure = Figure(figsize=(5.6, 2.8), layout="constrained")
     ax = figure.subplots()
     for number, (name, values) in enumerate(lines.items()):
         style = ["-", "--", ":", "-."][number % 4]
-        ax.plot(range(len(values)) if x is None else x, values, style, label=name)
+        wide = spread[name] if spread else None
+        ax.errorbar(range(len(values)) if x is None else x, values, wide, fmt=style, capsize=2, label=name)
     ax.set_xlabel(xlabel, fontsize=9)
     ax.set_ylabel(ylabel, fontsize=9)
     ax.tick_params(labelsize=8)

@@ -159,6 +159,12 @@ def read_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def read_sizes(paths: list[Path]) -> Counter[tuple[int, int]]:
+    """How many pictures have each width and height; those without a readable header are left out."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return Counter(size for size in pool.map(read_size, paths) if size)
+
+
 def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
     """One picture (3, H, W) uint8, brought to image_size if given; or the reason why it cannot be read."""
     try:
@@ -178,8 +184,7 @@ def common_size(files: list[Path], image_size: int | None) -> int | None:
     """
     if image_size is not None:
         return image_size
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = Counter(size for size in pool.map(read_size, files) if size)
+    sizes = read_sizes(files)
     if len(sizes) > 1:
         message = f"pictures of {len(sizes)} different sizes are brought to {MIXED_SIDE} px; --image-size chooses"
         warnings.warn(message, stacklevel=4)

@@ -202,8 +202,7 @@ def load_run(out: Path, device: torch.device | str = "cpu") -> tuple[Recipe, met
     if found is None:
         raise checkpoint.CheckpointError(f"no checkpoint in {out / 'checkpoints'}; is {out} the --out of a pretrain?")
     weights, about, _ = found
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()}
-    recipe = Recipe(**known)
+    recipe = Recipe.read(about["recipe"])
     step = methods.Step(methods.build(recipe.replace(compile=False)))
     checkpoint.restore(step, [], weights)
     return recipe, step.method.to(device).eval(), about["step"]

@@ -147,6 +147,11 @@ class Recipe:
         """The loss by name, "auto" resolved."""
         return self.loss if self.loss != "auto" else {"ijepa": "smooth_l1", "mae": "l2"}[self.method]
 
+    @classmethod
+    def read(cls, said: dict) -> Recipe:
+        """The recipe that JSON holds, in which tuples have become lists. Raises TypeError for unknown fields."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+
     def replace(self, **changes) -> Recipe:
         """The same recipe with other values. Raises ValueError if they do not fit together."""
         return dataclasses.replace(self, **changes)

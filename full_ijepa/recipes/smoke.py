@@ -1,7 +1,7 @@
 """The toy's encoder on the embedded `shapes`: a minute or two of CPU that go through every part of a real run.
 
 hardware  a laptop
-time  one to two minutes on two CPU cores; too short for a score worth quoting
+time  two minutes (I-JEPA) and one (MAE) on one thread of a busy machine; too short for a score worth quoting
 """
 
 from __future__ import annotations
