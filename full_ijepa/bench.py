@@ -1,6 +1,7 @@
 """How fast is ViT-B/16, what do the ways of handling uneven contexts cost, and do files arrive fast enough?
 
-python -m full_ijepa.bench step    one training step at 224 px beside lightly's, part by part
+python -m full_ijepa.bench step    one training step at 224 px beside lightly's, part by part, on the CPU
+python -m full_ijepa.bench train   the loop's own step of a recipe, on a GPU if there is one (--recipe, --device)
 python -m full_ijepa.bench masks   uneven contexts: cut, pad or group
 python -m full_ijepa.bench read    pictures a second from JPEG files, beside the bare decoder
 
@@ -27,9 +28,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from full_ijepa import masking
-from full_ijepa.data import Micro, Stream
+from full_ijepa import cost, masking
+from full_ijepa.data import Micro, Resident, Stream, plan
+from full_ijepa.distributed import world
+from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import WATCHED, Trainer
 from full_ijepa.vit import SIZES
 from toy_ijepa import bench as toy
 from toy_ijepa.encoder import Encoder, gather_tokens
@@ -45,6 +49,45 @@ def step(rounds: int) -> dict:
     found = toy.measure(toy.available(list(STEPS)), rounds, VITB16, "full_ijepa.bench")
     print(f"ViT-B/16, 224 px, batch {VITB16.batch}, {torch.get_num_threads()} threads")
     print(toy.report(found, {64: toy.mask_time(64)}))
+    return found
+
+
+def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
+    """The step of a recipe as `pretrain` takes it, on made pictures in memory: speed and share of the matmul rate.
+
+    A third of the rounds, at least three, go before the clock starts: the compiler and caches have their turn then.
+    """
+    with world(device) as here:
+        kind = here.device.type
+        images = torch.randint(0, 256, (2 * WATCHED, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
+        trainer = Trainer(recipe, here, Resident(images, here.device))
+        first = max(rounds // 3, 3)
+        batches = trainer.data.batches(plan(len(images), recipe, 0, first + rounds), recipe)
+        seconds = []
+        for number in range(first + rounds):
+            if number == first and kind == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            begun = time.perf_counter()
+            loss, *_ = trainer.take_step(batches)
+            loss.item()  # waits for a GPU
+            if kind == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+        peak = torch.cuda.max_memory_allocated() / 2**20 if kind == "cuda" else toy.high_water_mark()
+        rate = toy.matmul_rate(trainer.dtype, 8192 if kind == "cuda" else 2048, kind)
+    speed = recipe.batch / median(seconds[first:])
+    flops = cost.flops_per_image(recipe)
+    found = dict(
+        device=torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        precision=str(trainer.dtype).removeprefix("torch."),
+        images_per_second=speed,
+        share_of_matmul_rate=speed * flops / rate,
+        matmul_tflops=rate / 1e12,
+        peak_mib=peak,
+    )
+    print(f"{recipe.method}, ViT-{recipe.encoder}/{recipe.patch}, {recipe.image_size} px, batch {recipe.batch}")
+    for name, value in found.items():
+        print(f"{name:24}{value if isinstance(value, str) else f'{value:.4g}'}")
     return found
 
 
@@ -163,7 +206,10 @@ def bare_torchvision(paths: list[Path]) -> None:
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m full_ijepa.bench", description=__doc__.splitlines()[0])
-    p.add_argument("what", nargs="?", choices=("step", "masks", "read"), default="step")
+    p.add_argument("what", nargs="?", choices=("step", "train", "masks", "read"), default="step")
+    p.add_argument("--recipe", choices=RECIPES, default="stl10_vitb16", help="for train (default %(default)s)")
+    p.add_argument("--micro-batch", type=int, help="for train: images held at a time, and its batch")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for train")
     p.add_argument("--rounds", type=int, default=8, help="turns of each candidate (default %(default)s)")
     p.add_argument("--out", type=Path, help="write the figures as JSON")
     p.add_argument("--memory-of", choices=toy.CANDIDATES, help=argparse.SUPPRESS)
@@ -171,9 +217,16 @@ def main() -> int:
     if args.memory_of:
         toy.memory_of(args.memory_of, VITB16)
         return 0
-    found = {"step": step, "masks": masks, "read": read}[args.what](args.rounds)
+    command = f"python -m full_ijepa.bench {args.what} --rounds {args.rounds}"
+    if args.what == "train":
+        recipe = RECIPES[args.recipe]
+        if args.micro_batch:
+            recipe = recipe.replace(batch=args.micro_batch, micro_batch=args.micro_batch)
+        found = train(args.rounds, recipe, args.device)
+        command += f" --recipe {args.recipe} --micro-batch {recipe.micro_batch}"
+    else:
+        found = {"step": step, "masks": masks, "read": read}[args.what](args.rounds)
     if args.out:
-        command = f"python -m full_ijepa.bench {args.what} --rounds {args.rounds}"
         args.out.write_text(
             json.dumps(dict(command=command, threads=torch.get_num_threads(), **found), indent=2) + "\n"
         )

@@ -73,6 +73,8 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], recipe: Recipe, a
     Raises OSError (no space, no permission); what stood there before is then still whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("step-*.part"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     path = path_of(folder, step)
     part = path.with_suffix(f".{os.getpid()}.part")
     described = dict(about, step=step, schema=SCHEMA, recipe=asdict(recipe), fingerprint=fingerprint(tensors))

@@ -29,7 +29,7 @@ def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
     return extra * counter.get_total_flops() / batch
 
 
-def memory(recipe: Recipe, parameters: int, trained: int) -> float:
+def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = torch.bfloat16) -> float:
     """Bytes that a process needs, roughly: weights, gradients, Adam's two moments, and what backward keeps.
 
     A block keeps about 34 bytes a token and channel in half precision (twice that in fp32), with checkpointing two.
@@ -44,7 +44,7 @@ def memory(recipe: Recipe, parameters: int, trained: int) -> float:
     asked = tokens if recipe.method == "mae" or recipe.predictor_mode == "joint" else 4 * 0.65 * tokens
     kept = 1 if recipe.checkpointing else 17
     numbers = seen * width * depth * kept + asked * recipe.predictor_width * recipe.predictor_depth * kept
-    return 4.0 * (parameters + 3 * trained) + 2.0 * numbers * min(recipe.micro_batch, recipe.batch)
+    return 4.0 * (parameters + 3 * trained) + dtype.itemsize * numbers * min(recipe.micro_batch, recipe.batch)
 
 
 def pictures_of(recipe: Recipe) -> int:
@@ -67,17 +67,23 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     dtype = precision_of(recipe, here)
     rate = matmul_rate(dtype, 2048 if kind == "cpu" else 8192, kind)
     seconds = steps * recipe.batch * flops / (SHARE * rate)
+    held = memory(recipe, parameters, trained, dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines = {
         "run": f"{recipe.method}, ViT-{recipe.encoder.upper()}/{recipe.patch}, {recipe.image_size} px, {recipe.data}",
         "parameters": f"{encoder / 1e6:.1f} M encoder, {trained / 1e6:.1f} M trained",
         "steps": f"{steps:,} of {recipe.batch} images ({recipe.epochs:g} epochs of {pictures:,} pictures)",
         "FLOPs": f"{flops / 1e9:.2f} G an image (forward and backward), {steps * recipe.batch * flops:.2e} in all",
-        "memory": f"about {memory(recipe, parameters, trained) / 1e9:.1f} GB a process at {recipe.micro_batch} images",
+        "memory": f"about {size(held)} a process at {min(recipe.micro_batch, recipe.batch)} images",
         "device": f"{name}: {rate / 1e12:.2f} TFLOP/s in a large {str(dtype).removeprefix('torch.')} product",
         "time": f"about {span(seconds)} if a step reaches {SHARE:.0%} of that rate",
     }
     return "\n".join(f"{word:12}{text}" for word, text in lines.items())
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def span(seconds: float) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -130,22 +132,6 @@ def augment(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
     return F.grid_sample(normalise(images), where, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-class Resident:
-    """A set that stays on the device as uint8 (S, 3, H, W); a batch is cut out, cropped and mirrored there."""
-
-    def __init__(self, images: Tensor, device: torch.device) -> None:
-        self.images = images.to(device)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
-        """Normalised images (B, 3, L, L) of each micro-batch."""
-        for micro in plan:
-            index = torch.tensor(micro.index, device=self.images.device)
-            yield augment(self.images[index], recipe, mix(micro.seed, "crop")), micro
-
-
 @dataclass
 class Skipped:
     """Pictures that could not be read; each is named once."""
@@ -156,6 +142,26 @@ class Skipped:
         if path not in self.names:
             self.names[path] = reason
             warnings.warn(f"picture skipped ({len(self.names)} so far): {path}: {reason}", stacklevel=3)
+
+
+class Resident:
+    """A set that stays on the device as uint8 (S, 3, H, W); a batch is cut out, cropped and mirrored there.
+
+    Crops are not antialiased: pictures should not be larger than the side L that the encoder sees.
+    skipped  files that could not be read; None where there are no files
+    """
+
+    def __init__(self, images: Tensor, device: torch.device, skipped: Skipped | None = None) -> None:
+        self.images, self.skipped = images.to(device), skipped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
+        """Normalised images (B, 3, L, L) of each micro-batch."""
+        for micro in plan:
+            index = torch.tensor(micro.index, device=self.images.device)
+            yield augment(self.images[index], recipe, mix(micro.seed, "crop")), micro
 
 
 class Files(Dataset):
@@ -263,11 +269,22 @@ def told_plainly() -> Iterator[None]:
 
 
 def quiet(_: int) -> None:
-    """Workers decode on one thread each and leave Ctrl-C to the training process."""
-    import signal
+    """Workers decode on one thread each and leave signals to the training process.
 
+    TRAP: launchers send SIGTERM to whole groups of processes; a worker that died of it would cost the last save.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey, daemon=True).start()
+
+
+def obey() -> None:
+    """Leave on a SIGTERM of the parent process, which ends its workers so, and on nobody else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
@@ -279,13 +296,17 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
         stand_in = Path(os.environ.get("IJEPA_DATA") or "-") / recipe.data  # has train and test only
         split = "unlabeled" if recipe.data == "stl10" and not stand_in.is_dir() else "train"
         side = recipe.image_size if recipe.data == "shapes" else None
-        return Resident(toy.load(recipe.data, split, side).images, device)
+        images = toy.load(recipe.data, split, side).images
+        smaller = min(images.shape[2:]) > recipe.image_size
+        return Resident(toy.resize(images, recipe.image_size) if smaller else images, device)
     root = folder_of(recipe.data)
     paths = [path for path, _ in find(root, "train")[0]]
     size = common_size(paths)
-    if size and 3 * len(paths) * math.prod(size) <= FITS:
-        return Resident(toy.load(f"folder:{root}", "train").images, device)
-    return Stream(paths, device, whole=bool(size) and max(size) <= recipe.image_size)
+    whole = size is not None and max(size) <= recipe.image_size  # larger ones are cropped with antialiasing by workers
+    if whole and 3 * len(paths) * math.prod(size) <= FITS:
+        found = toy.load(f"folder:{root}", "train")
+        return Resident(found.images, device, Skipped(dict.fromkeys(found.skipped, "")))
+    return Stream(paths, device, whole)
 
 
 def folder_of(name: str) -> Path:

@@ -16,16 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-PATIENCE = timedelta(minutes=10)  # a process that waits longer for the others gives up
+PATIENCE = timedelta(minutes=30)  # a process that waits longer for the others (while they download) gives up
 
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is: `rank` of `size`, and the device it computes on."""
+    """Which process this is: `rank` of `size`, number `local` on its machine, and the device it computes on."""
 
     rank: int
     size: int
     device: torch.device
+    local: int = 0
 
     @property
     def leads(self) -> bool:
@@ -54,11 +55,15 @@ class World:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The leader goes through the body before the others: downloads and caches are written once."""
-        if not self.leads:
+        """The leader goes through the body first, then one process of each machine, then the rest.
+
+        Downloads and caches are written once, whether machines share a folder or have their own.
+        """
+        turn = 0 if self.leads else 1 if self.local == 0 else 2
+        for _ in range(turn):
             self.barrier()
         yield
-        if self.leads:
+        for _ in range(turn, 2):
             self.barrier()
 
     def barrier(self) -> None:
@@ -90,7 +95,7 @@ def world(device: str = "auto") -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield World(rank, size, found)
+        yield World(rank, size, found, local)
     finally:
         dist.destroy_process_group()
 

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from full_ijepa.methods import IJEPA
 from full_ijepa.vit import SIZES, Encoder
 from toy_ijepa import weights as toy_weights
-from toy_ijepa.encoder import LAYER_NORM_EPS
+from toy_ijepa.encoder import LAYER_NORM_EPS, MLP
 from toy_ijepa.patches import sincos_2d
 from toy_ijepa.predictor import Predictor
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std that released weights were trained with
 OURS = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # toy_ijepa.probing.normalise
-HEADS = {width: heads for width, _, heads in SIZES.values()}  # not in a released file
+HEADS = {width: heads for width, _, heads in SIZES.values()} | {1408: 16}  # not in a released file; 1408: ViT-g
 
 State = dict[str, Tensor]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -105,6 +105,10 @@ def encoder_from(state: State, heads: int | None, found: Normalisation) -> Encod
         raise InteropError(f"an encoder {D} wide does not say how many heads it has; give `heads`")
     fixed = torch.allclose(positions[0], sincos_2d((side, side), D), atol=1e-5)
     encoder = Encoder(side * P, P, D, depth, heads, conv.shape[1], positions="fixed" if fixed else "learned")
+    hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    if hidden != 4 * D:  # ViT-g/16's is 48/11 as wide
+        for block in encoder.blocks.children():
+            block.mlp = MLP(D, hidden)
     weights = {k: v for k, v in state.items() if k != "pos_embed"} | {"patch_embed.proj.weight": conv.flatten(1)}
     load(encoder, weights if fixed else weights | {"pos_embed": positions[0]})
     fold_normalisation(encoder, found)

@@ -43,7 +43,10 @@ class IJEPA(jepa.IJEPA):
         drawn = masking.sample(self.masks, B, self.encoder.grid, generator, self.groups)
         if len(drawn) == 1:
             return self(images, drawn[0][1]).loss
-        return sum(self(images[rows], masks).loss * (len(rows) / B) for rows, masks in drawn)
+        found = [self.predict(images[rows], masks) for rows, masks in drawn]
+        loss = sum(output.loss * (len(output.context) / B) for output in found)
+        # Over the whole micro-batch: a group alone may be a single image.
+        return loss + self.spread(torch.cat([output.context.mean(1) for output in found]))
 
 
 class MAE(mae.MAE):

@@ -102,17 +102,22 @@ def listening() -> Iterator[Interrupt]:
 
 
 class Journal:
-    """The history of a run: one JSON object a line, and TensorBoard beside it. A full disk costs rows, not the run."""
+    """Recipe and history of a run: one JSON object a line, and TensorBoard beside it.
 
-    def __init__(self, out: Path, step: int) -> None:
+    A full disk costs rows, not the run.
+    """
+
+    def __init__(self, out: Path, step: int, recipe: Recipe) -> None:
         self.path, self.rows = out / "history.jsonl", []
         if self.path.exists():
             self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
         self.board = None
         try:
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            part.replace(self.path)
+            rows = "".join(json.dumps(row) + "\n" for row in self.rows)
+            for path, text in ((out / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n"), (self.path, rows)):
+                part = path.with_suffix(".part")
+                part.write_text(text)
+                part.replace(path)
             self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             self.excuse(error)
@@ -155,11 +160,11 @@ def parse(line: str) -> dict[str, float] | None:
 class Trainer:
     """One process of a run: model, optimisers and data at some optimiser step."""
 
-    def __init__(self, recipe: Recipe, here: World) -> None:
+    def __init__(self, recipe: Recipe, here: World, data: Resident | Stream | None = None) -> None:
         self.recipe, self.world = recipe, here
         self.parts = accumulation(recipe, here.size)
         with here.leader_first():
-            self.data: Resident | Stream = training_set(recipe, here.device)
+            self.data = training_set(recipe, here.device) if data is None else data
         self.steps = steps_of(recipe, len(self.data))
         self.method = methods.build(recipe).to(here.device)
         self.model = share(methods.Step(self.method), here, recipe.parallel)
@@ -180,10 +185,10 @@ class Trainer:
             return []
         tensors, about, wrong = found
         checkpoint.compare(self.recipe, about, folder)
-        if about["steps"] != self.steps:
+        if (was := about.get("pictures", len(self.data))) != len(self.data) or about["steps"] != self.steps:
             raise checkpoint.CheckpointError(
-                f"{folder} has a run of {about['steps']} steps, now it is {self.steps}: the pictures have changed. "
-                "Put them back, or choose another --out"
+                f"{folder} has a run of {was} pictures and {about['steps']} steps, now there are {len(self.data)} and "
+                f"{self.steps}: the pictures have changed. Put them back, or choose another --out"
             )
         checkpoint.restore(self.model, self.optimisers, tensors)
         self.scaler.load_state_dict(about["scaler"])
@@ -195,7 +200,8 @@ class Trainer:
         tensors = checkpoint.collect(self.model, self.optimisers)
         failed = ""
         if self.world.leads:
-            about = dict(seconds=self.seconds, steps=self.steps, scaler=self.scaler.state_dict())
+            about = dict(seconds=self.seconds, steps=self.steps, pictures=len(self.data))
+            about |= dict(scaler=self.scaler.state_dict())
             try:
                 checkpoint.write(folder, self.step, tensors, self.recipe, about)
             except OSError as error:
@@ -239,8 +245,8 @@ class Trainer:
 
 def watched_pictures(data: Resident | Stream, recipe: Recipe) -> Tensor:
     """A few training pictures as the encoder sees them, the same in every process: (WATCHED, 3, L, L)."""
-    still = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, workers=0, batch=WATCHED)
-    still = still.replace(micro_batch=WATCHED)
+    still = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, workers=0)
+    still = still.replace(batch=WATCHED, micro_batch=WATCHED)  # at once: either alone may not fit the other's old value
     images, _ = next(data.batches(plan(len(data), still, 0, 1), still))
     return images
 
@@ -273,8 +279,7 @@ class Loop:
         self.journal = None
         if self.leads:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "recipe.json").write_text(json.dumps(asdict(trainer.recipe), indent=2) + "\n")
-            self.journal = Journal(out, trainer.step)
+            self.journal = Journal(out, trainer.step, trainer.recipe)
         self.probing = probe_set(trainer.recipe) if trainer.recipe.probe_epochs else None
         self.bar = tqdm(
             total=trainer.steps,
@@ -347,7 +352,7 @@ class Loop:
         row |= dict(gradient_norm=float(norm), images_per_second=speed, seconds=t.seconds, **found)
         if self.probing and (t.step == t.steps or t.step % self.every(t.recipe.probe_epochs) < t.recipe.log_every):
             row["knn"] = self.probe()
-        if isinstance(t.data, Stream):
+        if t.data.skipped is not None:
             row["skipped"] = len(t.data.skipped.names)
         if self.journal:
             self.journal.add({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})

@@ -63,6 +63,63 @@ def overview() -> Figure:
     return figure
 
 
+def blank(figure: Figure, width: float, height: float):
+    """Axes without frame or ticks, of so many units from (0, 0)."""
+    ax = figure.subplots()
+    ax.set_xlim(0, width)
+    ax.set_ylim(0, height)
+    ax.axis("off")
+    return ax
+
+
+def step_in_parts() -> Figure:
+    """One optimiser step of 256 pictures: four micro-batches, two processes."""
+    figure = Figure(figsize=(8.6, 2.5), layout="constrained")
+    ax = blank(figure, 11.6, 3.4)
+    for process, y in enumerate((2.5, 0.8)):
+        ax.text(0.1, y, f"process {process}", fontsize=9, va="center")
+        for part, x in enumerate((2.4, 4.6)):
+            first = 64 * (process + 2 * part)  # every second part, as `plan` deals them
+            box(ax, x, y, f"pictures {first}-{first + 63}\nforward, backward", CONTEXT, width=1.9)
+        box(ax, 6.7, y, "sum of\ngradients", width=1.3)
+        arrow(ax, (5.6, y), (6.0, y))
+        arrow(ax, (7.4, y), (8.1, 1.85 if y > 1.65 else 1.45))
+    box(ax, 8.8, 1.65, "mean of\n4 parts", width=1.2)
+    box(ax, 10.7, 1.65, "clip, step,\nthen EMA, once", TARGETS[1], width=1.6)
+    arrow(ax, (9.45, 1.65), (9.85, 1.65))
+    return figure
+
+
+def who_sees_labels() -> Figure:
+    """Which labels fit a probe, which choose its settings, and which are looked at once."""
+    figure = Figure(figsize=(8.6, 2.0), layout="constrained")
+    ax = blank(figure, 11.6, 2.8)
+    ax.text(3.3, 2.5, "training pictures", fontsize=9, ha="center")
+    box(ax, 2.5, 1.9, "nine tenths: fit a probe for each rate", CONTEXT, width=4.6, height=0.6)
+    box(ax, 5.7, 1.9, "a tenth: which\nrate is best?", TARGETS[0], width=1.5, height=0.6)
+    box(ax, 3.25, 0.6, "all of them: fit once more, with that rate", CONTEXT, width=6.1, height=0.6)
+    arrow(ax, (5.7, 1.5), (5.7, 1.0))
+    box(ax, 9.6, 0.6, "test pictures: judged once", TARGETS[1], width=3.2, height=0.6)
+    arrow(ax, (6.45, 0.6), (7.85, 0.6), "one probe")
+    return figure
+
+
+def run_folder() -> Figure:
+    """What writes into a run's folder, and what reads it."""
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    ax = blank(figure, 11.6, 4.0)
+    box(ax, 1.4, 2.0, "pretrain\n(a process of its own)", CONTEXT, width=2.5)
+    box(ax, 5.3, 2.0, "runs/NAME\nrecipe.json\nhistory.jsonl\ncheckpoints/", width=2.3, height=1.9)
+    arrow(ax, (2.8, 2.15), (4.0, 2.15), "writes")
+    arrow(ax, (4.0, 1.75), (2.8, 1.75))
+    ax.text(3.4, 1.55, "--resume auto", fontsize=8, ha="center", va="top")
+    readers = ("dashboard, doctor: words", "evaluate: evaluation.json", "report: report.html", "export: huggingface/")
+    for text, y in zip(readers, (3.5, 2.5, 1.5, 0.5), strict=True):
+        box(ax, 9.7, y, text, TARGETS[1], width=3.0, height=0.55)
+        arrow(ax, (6.6, 2.0 + (y - 2.0) / 3), (8.1, y))
+    return figure
+
+
 def numbered_patches(image: Tensor, patch: int) -> Figure:
     """An image (C, H, W) and its patches (uint8), pulled apart and numbered in token order."""
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")

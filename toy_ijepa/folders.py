@@ -24,6 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 SPLITS = ("train", "test")
 EXIF_ORIENTATION = 0x0112
 MOST_BYTES = 4_000_000_000  # of one split at the pictures' own size
+NAMED = 20  # files that could not be read are named up to so many
 MIXED_SIDE = 32  # px: the side that pictures of different sizes are brought to if the caller names none
 
 
@@ -170,7 +171,7 @@ def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
     try:
         pixels = read_pixels(path)
     except Exception as error:  # decoders of broken files raise anything, struct.error and TypeError among it
-        return f"{path.name}: {error or type(error).__name__}"
+        return f"{path}: {error or type(error).__name__}"
     if image_size is None or pixels.shape[1:] == (image_size, image_size):
         return pixels
     picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -215,9 +216,8 @@ def from_folder(root: Path, split: str, image_size: int | None) -> ImageSet:
         result = decode(files, classes, common_size(paths, image_size))
         write_cache(cached, mark, result)
     if result.skipped:
-        warnings.warn(
-            f"{len(result.skipped)} of {len(files)} pictures skipped; the first: {result.skipped[0]}", stacklevel=2
-        )
+        named = "; ".join(result.skipped[:NAMED]) + ("; ..." if len(result.skipped) > NAMED else "")
+        warnings.warn(f"{len(result.skipped)} of {len(files)} pictures skipped: {named}", stacklevel=2)
     return result
 
 

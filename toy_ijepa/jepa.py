@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -101,13 +101,22 @@ class IJEPA(nn.Module):
 
     def forward(self, images: Tensor, masks: Masks) -> Output:
         """images (B, C, H, W), normalised; masks for the same B images."""
+        found = self.predict(images, masks)
+        return replace(found, loss=found.loss + self.spread(found.context.mean(1)))
+
+    def spread(self, pooled: Tensor) -> Tensor | float:
+        """The regulariser, weighted, on pooled context features (B, D); 0 for the plain method."""
+        if not any(self.regulariser):
+            return 0.0
+        terms = variance_covariance(pooled)
+        return sum(weight * term for weight, term in zip(self.regulariser, terms, strict=True))
+
+    def predict(self, images: Tensor, masks: Masks) -> Output:
+        """`forward` without the regulariser."""
         targets = self.targets(images, masks.targets)  #                 (B, M, T, D)
         context = self.encoder(images, masks.context)  #                 (B, K, D)
         predictions = self.predictor(context, masks.context, masks.targets)
         loss = LOSSES[self.loss](predictions.float(), targets.float())
-        if any(self.regulariser):
-            terms = variance_covariance(context.mean(1))
-            loss = loss + sum(weight * term for weight, term in zip(self.regulariser, terms, strict=True))
         return Output(loss, predictions, targets, context)
 
     def step_loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -121,7 +121,7 @@ def uses_bf16(device: torch.device, precision: str = "auto") -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities()
     return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
@@ -152,12 +152,12 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
     "blocks"  matrices inside transformer blocks: weight decay on a schedule, and Muon if asked for
     "ends"    the matrices that lead in and out (patch embedding, projections): a small weight decay
-    "spared"  biases, norms and the mask token: no weight decay
+    "spared"  biases, norms, the mask token and learned positions: no weight decay
     """
     groups: dict[str, list[nn.Parameter]] = {"blocks": [], "ends": [], "spared": []}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            spared = p.ndim < 2 or name.endswith("mask_token")
+            spared = p.ndim < 2 or name.endswith(("mask_token", "pos_embed"))
             groups["spared" if spared else "blocks" if ".blocks." in name else "ends"].append(p)
     return groups
 

@@ -144,19 +144,29 @@ def few_labels(labels: Tensor, kind: str, amount: float, seed: int) -> Tensor:
 
 
 def dense(s: Subject) -> dict[str, Any]:
-    """How many objects a scene has (accuracy), and how near and where the nearest is (share of variance explained)."""
+    """Scenes of objects that hide each other: count, depth and place.
+
+    accuracy  of the number of objects, "front" of the silhouette that lies nearest (an order that only what hides what
+    tells), both from a linear probe; "nearest_size_r2", "nearest_x_r2", "nearest_y_r2" the share of variance explained
+    of that object's size and place. All in per cent.
+    """
     side = s.recipe.image_size
     drawn = {
         split: shapes.generate(n, {"train": 11, "test": 12}[split], side, most=MOST) for split, n in SCENES.items()
     }
+    counts = {split: d.factors["count"] - 1 for split, d in drawn.items()}
     sets = {
-        split: Labelled(ImageSet(d.images, d.factors["count"] - 1, ()), d.factors["count"] - 1, (), side)
-        for split, d in drawn.items()
+        split: Labelled(ImageSet(d.images, counts[split], ()), counts[split], (), side) for split, d in drawn.items()
     }
     x, x_test = (s.features(data, f"scene {split}") for split, data in sets.items())
-    verdict = heads.linear(x, sets["train"].labels, x_test, MOST, s.seed)
-    found = dict(accuracy=100 * (verdict.predicted == sets["test"].labels).double().mean().item())
-    for name in ("size", "x", "y"):  # of the nearest object: the last that was drawn
+
+    def classified(labels: dict[str, Tensor], classes: int) -> float:
+        verdict = heads.linear(x, labels["train"], x_test, classes, s.seed)
+        return 100 * (verdict.predicted == labels["test"]).double().mean().item()
+
+    front = {split: nearest(d.factors, "shape").long() for split, d in drawn.items()}
+    found = dict(accuracy=classified(counts, MOST), front=classified(front, len(shapes.CLASSES)))
+    for name in ("size", "x", "y"):
         y, truth = (nearest(d.factors, name) for d in drawn.values())
         guess, _ = heads.ridge(x, y, x_test, s.seed)
         found[f"nearest_{name}_r2"] = 100 * (1 - ((guess - truth).square().mean() / truth.var(correction=0))).item()
@@ -227,7 +237,10 @@ def evaluate(
     Raises ValueError for an unknown protocol, a run without checkpoints, or data without classes.
     """
     chosen = {name: lookup(PROTOCOLS, name, "protocol") for name in protocols}
+    seeds = list(seeds)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no GPU that torch can use here: leave out --device, or give cpu")
     recipe, method, step = load_run(out, where)
     name, side = data or recipe.data, recipe.image_size
     train, test = labelled(name, "train", side, labels), labelled(name, "test", side)
@@ -249,7 +262,7 @@ def evaluate(
         labels=len(train),
         tested=len(test),
         classes=list(train.classes),
-        seeds=list(seeds),
+        seeds=seeds,
         protocols={p: {row: summary(found) for row, found in by.items()} for p, by in rows.items()},
     )
     suffix = "" if name == recipe.data else f"-{Path(name).name}"

@@ -139,6 +139,10 @@ class Recipe:
             raise ValueError(f"{self.method} has no loss {self.loss!r}: choose {choice}")
         if (self.optimiser, self.parallel) == ("muon", "fsdp"):
             raise ValueError("muon needs whole matrices, which fsdp shares out: choose adamw or ddp")
+        if (self.optimiser, self.precision) == ("muon", "fp16"):
+            raise ValueError("fp16 scales the loss for one optimiser, muon is two: choose adamw, bf16 or fp32")
+        if any(self.regulariser) and min(self.batch, self.micro_batch) < 2:
+            raise ValueError("the regulariser compares images: it needs a micro_batch of at least 2")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a whole number of patches of {self.patch} px")
 

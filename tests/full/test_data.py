@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,8 +16,10 @@ from PIL import Image
 
 from full_ijepa import data
 from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan, told_plainly
+from full_ijepa.evaluate.features import labelled
+from full_ijepa.train import pretrain
 from tests.full.conftest import draw_pictures
-from tests.full.test_train import arguments, environment
+from tests.full.test_train import arguments, environment, journal_size
 from toy_ijepa.folders import DataError, read_pixels
 from toy_ijepa.probing import normalise
 
@@ -189,6 +194,53 @@ def test_a_dead_worker_is_told_plainly(recipe, pictures, tmp_path):
     assert said[0].startswith("error: a process that decodes pictures died (DataLoader worker")
     assert said[0].endswith("--resume auto continues from the last checkpoint")
     assert "Traceback" not in done.stderr
+
+
+def test_a_sigterm_to_every_process_saves_first(recipe, pictures, tmp_path):
+    """torchrun and Slurm send it to the decoding processes as well."""
+    mixed = shutil.copytree(pictures, tmp_path / "mixed")
+    Image.new("RGB", (40, 30)).save(mixed / "train" / "across" / "other.png")
+    flags = [*arguments(recipe.replace(data=f"folder:{mixed}")), "--workers", "2", "--epochs", "500"]
+    line = [sys.executable, "-m", "full_ijepa", "pretrain", "smoke", *flags, "--out", str(tmp_path / "run")]
+    trainer = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 120
+    while journal_size(tmp_path / "run") < 1000 and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(trainer.pid, signal.SIGTERM)
+    said = trainer.communicate(timeout=60)[1]
+    assert trainer.returncode == 75, said[-2000:]
+    assert "--resume auto continues" in said
+
+
+def test_pictures_larger_than_the_encoder_sees_are_streamed(recipe, tmp_path):
+    """In memory they would be cropped without antialiasing."""
+    large = draw_pictures(tmp_path / "large", 10, 40)
+    assert isinstance(data.training_set(recipe.replace(data=f"folder:{large}"), torch.device("cpu")), Stream)
+
+
+def test_a_named_set_is_shrunk_to_what_the_encoder_sees(recipe, tmp_path, monkeypatch):
+    draw_pictures(tmp_path / "cifar10", 10, 32)
+    monkeypatch.setenv("IJEPA_DATA", str(tmp_path))
+    found = data.training_set(recipe.replace(data="cifar10", image_size=16), torch.device("cpu"))
+    assert found.images.shape == (10, 3, 16, 16)
+
+
+def test_unreadable_pictures_of_a_set_in_memory_are_named_and_counted(recipe, broken, tmp_path):
+    root, bad = broken
+    recipe = recipe.replace(data=f"folder:{root}", image_size=24, probe_epochs=0)
+    with pytest.warns(UserWarning, match="3 of 30 pictures skipped: ") as said:
+        done = pretrain(recipe, tmp_path / "run", progress=False)
+    assert all(str(path) in str(said[0].message) for path in bad)
+    assert done.rows[-1]["skipped"] == 3
+
+
+def test_imagenet_is_read_as_it_is_laid_out(recipe, tmp_path, monkeypatch):
+    root = draw_pictures(tmp_path / "imagenet", 10)
+    (root / "test").rename(root / "val")
+    monkeypatch.setenv("IJEPA_DATA", str(tmp_path))
+    assert len(data.training_set(recipe.replace(data="imagenet"), torch.device("cpu"))) == 10
+    found = labelled("imagenet", "test", 16)
+    assert (len(found), found.classes) == (10, ("across", "down"))
 
 
 def test_imagenet_says_where_to_put_it(recipe):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from full_ijepa import checkpoint
+from full_ijepa.distributed import World
 from full_ijepa.recipes.base import Recipe
 from tests.full.test_train import arguments, environment, final, journal_size, losses
 
@@ -45,6 +46,16 @@ def close(a: Path, b: Path) -> None:
     assert losses(a) == pytest.approx(losses(b), abs=1e-6)
     for (name, x), y in zip(final(a).items(), final(b).values(), strict=True):
         assert torch.allclose(x, y, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("rank", "local", "before"), [(0, 0, 0), (4, 0, 1), (1, 1, 2), (5, 1, 2)])
+def test_the_leader_goes_first_then_one_of_each_machine(monkeypatch, rank, local, before):
+    """Everybody waits as often, two times: some before the body, some after."""
+    waited = []
+    monkeypatch.setattr(World, "barrier", lambda self: waited.append(1))
+    with World(rank, 8, torch.device("cpu"), local).leader_first():
+        assert len(waited) == before
+    assert len(waited) == 2
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from full_ijepa import evaluate as package
-from full_ijepa.evaluate import evaluate, heads
+from full_ijepa.evaluate import evaluate, heads, run
 from full_ijepa.evaluate.features import labelled, pooled, tokens
 from full_ijepa.evaluate.run import few_labels, load_run, nearest
+from full_ijepa.recipes import RECIPES
 from full_ijepa.train import pretrain
 from full_ijepa.vit import build_encoder
 from toy_ijepa import probing, shapes
@@ -121,6 +123,26 @@ def test_nearest_is_the_object_that_hides_the_others():
     rows = (factors["object_depth"] == 1).nonzero()
     assert len(rows) == 50
     assert torch.equal(depth, factors["object_size"][rows[:, 0], rows[:, 1]])
+
+
+def test_dense_asks_which_shape_is_in_front(monkeypatch):
+    scenes = {"scene train": (600, 11), "scene test": (200, 12)}
+    monkeypatch.setattr(run, "SCENES", {"train": 600, "test": 200})
+
+    class Knowing:
+        """Features that say which silhouette is nearest, and nothing else."""
+
+        recipe, seed = RECIPES["smoke"].replace(image_size=16), 0
+
+        def features(self, data, part):
+            count, seed = scenes[part]
+            factors = shapes.generate(count, seed, 16, most=run.MOST).factors
+            return F.one_hot(nearest(factors, "shape").long(), len(shapes.CLASSES)).float()
+
+    found = run.dense(Knowing())
+    assert found["front"] == 100
+    assert found["accuracy"] < 40, "the number of objects is not in it"
+    assert found["nearest_x_r2"] < 10
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from full_ijepa import interop, methods
 from full_ijepa.interop import IMAGENET, InteropError, encoder_from, plain, read_huggingface, write_huggingface
 from full_ijepa.vit import Encoder
 from toy_ijepa import recipe as toy_recipe
+from toy_ijepa.encoder import MLP
 from toy_ijepa.masking import multiblock
 from toy_ijepa.probing import normalise
 
@@ -148,3 +149,14 @@ def test_bad_files_are_refused(tmp_path, method):
         encoder_from(state | {"pos_embed": torch.zeros(1, 16, 100)}, None, IMAGENET)
     with pytest.raises(InteropError, match="is no model folder"):
         read_huggingface(tmp_path)
+
+
+@torch.no_grad()
+def test_an_mlp_of_another_width_is_read_as_it_is(pixels, tmp_path):
+    """The released ViT-g/16's is 48/11 times as wide as its tokens."""
+    encoder = Encoder(16, 4, 24, 2, 3)
+    for block in encoder.blocks.children():
+        block.mlp = MLP(24, 104)
+    write_huggingface(encoder.eval(), tmp_path / "model")
+    back = read_huggingface(tmp_path / "model")
+    assert torch.allclose(back(normalise(pixels)), encoder(normalise(pixels)), atol=1e-5)

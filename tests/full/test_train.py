@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from full_ijepa import checkpoint, train
+from full_ijepa import checkpoint, methods, train
 from full_ijepa.checkpoint import CheckpointError
+from full_ijepa.data import accumulation
+from full_ijepa.recipes import RECIPES
 from full_ijepa.train import STOPPED, Trainer, pretrain
 from toy_ijepa.training import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Plan failed")  # a remark of cuDNN-less builds
+
+
+OTHER = dict(precision="fp16", positions="learned", checkpointing=True, regulariser=(0.1, 0.005))
 
 
 def run(recipe, out, **options):
@@ -51,7 +59,7 @@ def stop_after(monkeypatch, steps: int, number: int = signal.SIGTERM):
     monkeypatch.setattr(Trainer, "take_step", watched)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(method="mae"), dict(optimiser="muon", precision="bf16")])
+@pytest.mark.parametrize("changes", [{}, dict(method="mae"), dict(optimiser="muon", precision="bf16"), OTHER])
 def test_interrupted_anywhere_the_run_ends_the_same(tmp_path, recipe, monkeypatch, changes):
     recipe = recipe.replace(**changes)
     whole = run(recipe, tmp_path / "whole")
@@ -65,6 +73,37 @@ def test_interrupted_anywhere_the_run_ends_the_same(tmp_path, recipe, monkeypatc
     assert run(recipe, out, resume=True).ended == "done"
     assert losses(out) == losses(tmp_path / "whole")
     assert same(final(out), final(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(6, 3), (5, 5), (1, 1)])
+def test_any_batch_trains(tmp_path, recipe, batch, micro):
+    done = run(recipe.replace(batch=batch, micro_batch=micro, epochs=0.1, warmup_epochs=0), tmp_path / "run")
+    assert done.ended == "done"
+
+
+def test_the_regulariser_sees_the_whole_micro_batch(recipe):
+    """Also where a group of contexts is a single image."""
+    images, losses = torch.randn(4, 3, 16, 16), {}
+    for groups in (1, 4):
+        for weights in ((0.0, 0.0), (1.0, 1.0)):
+            torch.manual_seed(0)
+            step = methods.Step(methods.build(recipe.replace(groups=groups, regulariser=weights, drop_path=0.0)))
+            losses[groups, any(weights)] = step(images, 0).item()
+    assert math.isfinite(losses[4, True])
+    assert losses[4, True] - losses[4, False] == pytest.approx(losses[1, True] - losses[1, False], rel=0.2)
+
+
+def test_what_does_not_go_together_is_refused(recipe):
+    with pytest.raises(ValueError, match="choose adamw, bf16 or fp32"):
+        recipe.replace(optimiser="muon", precision="fp16")
+    with pytest.raises(ValueError, match="at least 2"):
+        recipe.replace(regulariser=(0.1, 0.0), batch=1, micro_batch=1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_can_be_shared_out(name):
+    recipe = RECIPES[name]
+    assert accumulation(recipe, 1) * min(recipe.micro_batch, recipe.batch) == recipe.batch
 
 
 def test_the_loss_falls(tmp_path, recipe):
@@ -163,8 +202,14 @@ def test_a_run_whose_pictures_changed_is_not_continued(tmp_path, recipe, monkeyp
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         run(recipe, tmp_path / "run")
-    monkeypatch.setattr(train, "steps_of", lambda recipe, pictures: 16)
-    with pytest.raises(CheckpointError, match="the pictures have changed"):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "steps_of", lambda recipe, pictures: 16)
+        with pytest.raises(CheckpointError, match="the pictures have changed"):
+            run(recipe, tmp_path / "run", resume=True)
+    one_less = shutil.copytree(recipe.data.removeprefix("folder:"), tmp_path / "pictures")
+    next(one_less.glob("train/*/*.png")).unlink()
+    monkeypatch.setattr("full_ijepa.data.folder_of", lambda name: one_less)
+    with pytest.raises(CheckpointError, match="60 pictures and 15 steps, now there are 59 and 15"):
         run(recipe, tmp_path / "run", resume=True)
 
 
@@ -253,6 +298,12 @@ def test_dry_run_estimates_and_trains_nothing(tmp_path, capsys):
     line = ["pretrain", "smoke", "--dry-run", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(line) == 0
     said = capsys.readouterr().out
-    assert "312 of 64 images" in said
-    assert "G an image" in said
+    assert [line.split()[0] for line in said.splitlines()[:7]] == [
+        *("run", "parameters", "steps", "FLOPs", "memory", "device", "time")
+    ]
+    numbers = {line.split()[0]: line.split(maxsplit=1)[1] for line in said.splitlines()}
+    assert numbers["parameters"].startswith("0.5 M encoder")
+    assert numbers["steps"].startswith("312 of 64 images")
+    for name in ("FLOPs", "memory", "time"):
+        assert float(re.search(r"[\d.]+", numbers[name])[0]) > 0
     assert not (tmp_path / "run").exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from full_ijepa import methods
-from full_ijepa.vit import SIZES, Encoder, Stack, build_encoder, interpolate_positions
+from full_ijepa.vit import SIZES, Encoder, Stack, build_encoder, compile_blocks, interpolate_positions
 from toy_ijepa import encoder as toy
 from toy_ijepa.patches import sincos_2d
 
@@ -128,3 +130,18 @@ def test_the_target_encoder_is_always_whole(recipe):
     method.eval()
     method.train()
     assert not method.target.training
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_give_the_same_outputs_and_gradients(images):
+    encoder = small(checkpointing=True)
+    found = []
+    for _ in range(2):
+        encoder.zero_grad()
+        y = encoder(images)
+        y.square().sum().backward()
+        found.append((y.detach(), encoder.patch_embed.proj.weight.grad.clone()))
+        compile_blocks(encoder)
+    for plain, compiled in zip(*found, strict=True):
+        assert torch.allclose(plain, compiled, atol=1e-4, rtol=1e-3)

@@ -1,0 +1,20 @@
+"""The benchmark takes the loop's own step, and says what it says of the device it ran on."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from full_ijepa import bench
+
+
+def test_the_step_of_a_recipe_is_timed(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "found.json"
+    line = ["train", "--recipe", "smoke", "--micro-batch", "8", "--rounds", "2", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench", *line])
+    assert bench.main() == 0
+    found = json.loads(out.read_text())
+    assert found["device"].startswith("CPU")
+    assert 0 < found["share_of_matmul_rate"] < 1
+    assert found["images_per_second"] > 0
+    assert "ijepa, ViT-toy/4, 32 px, batch 8" in capsys.readouterr().out
