@@ -112,7 +112,7 @@ def share(step: nn.Module, world: World, parallel: str) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(step, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
 
 
 def shard(step: nn.Module, world: World) -> nn.Module:

@@ -25,7 +25,7 @@ ROOMS = {
     8: {"mae"},
     9: {f"full_ijepa.{room}" for room in ("recipes", "vit", "masking", "methods", "data", "train", "interop")},
     10: {"full_ijepa.evaluate", "full_ijepa.report"},
-    11: {"full_ijepa.doctor", "widgets.search"},
+    11: {"folders", "full_ijepa.doctor", "widgets.search"},
     12: {"full_ijepa.cost", "full_ijepa.dashboard", "bench"},
 }
 PREVIEW = {0: {"imagination", "masking"}}  # the welcome looks ahead; the chapters after it may not
