@@ -80,6 +80,8 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
     found = dict(
         device=torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         precision=str(trainer.dtype).removeprefix("torch."),
+        batch=recipe.batch,
+        micro_batch=recipe.micro_batch,
         images_per_second=speed,
         share_of_matmul_rate=speed * flops / rate,
         matmul_tflops=rate / 1e12,
@@ -223,7 +225,8 @@ def main() -> int:
         if args.micro_batch:
             recipe = recipe.replace(batch=args.micro_batch, micro_batch=args.micro_batch)
         found = train(args.rounds, recipe, args.device)
-        command += f" --recipe {args.recipe} --micro-batch {recipe.micro_batch}"
+        command += f" --recipe {args.recipe} --device {args.device}"
+        command += f" --micro-batch {args.micro_batch}" if args.micro_batch else ""
     else:
         found = {"step": step, "masks": masks, "read": read}[args.what](args.rounds)
     if args.out:

@@ -1,4 +1,4 @@
-"""Pictures for training at scale: on the device as uint8 where they fit, streamed from files by workers where not.
+"""Pictures for training at scale: small ones on the device as uint8, others streamed from files by workers.
 
 What is random (order, crops, mirroring) is a function of the recipe's seed and of the place in the run, never of the
 process that happens to draw it: a run continued after a crash, or on another number of processes, sees the same.
@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, decode, find, read_pixels, read_sizes
+from toy_ijepa.folders import DataError, ImageSet, decode, find, read_pixels, read_sizes
 from toy_ijepa.probing import normalise
 
-FITS = 3_000_000_000  # bytes of uint8 pictures that are kept in memory rather than streamed
+FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
 SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit
 TRIES = 10  # broken pictures in a row before a stream gives up
 
@@ -210,7 +210,7 @@ def cut(pictures: list[Tensor], recipe: Recipe, seed: int) -> Tensor:
 
 
 class Stream:
-    """A set too large for memory: files, decoded by `recipe.workers` processes ahead of the training step.
+    """Files too many for memory, or larger than the encoder sees: decoded by `recipe.workers` processes ahead.
 
     whole  pictures of one size arrive as they are and are cropped on the device; others are cropped by the workers
     """
@@ -232,7 +232,7 @@ class Stream:
             num_workers=recipe.workers,
             prefetch_factor=4 if recipe.workers else None,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=quiet,
+            worker_init_fn=partial(quiet, trainer=os.getpid()),
         )
         for images, micro, bad in loader:
             for path, reason in bad:
@@ -268,7 +268,7 @@ def told_plainly() -> Iterator[None]:
         ) from None
 
 
-def quiet(_: int) -> None:
+def quiet(_: int, trainer: int) -> None:
     """Workers decode on one thread each and leave signals to the training process.
 
     TRAP: launchers send SIGTERM to whole groups of processes; a worker that died of it would cost the last save.
@@ -277,12 +277,12 @@ def quiet(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on every system
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=obey, daemon=True).start()
+        threading.Thread(target=obey, args=(trainer,), daemon=True).start()
 
 
-def obey() -> None:
-    """Leave on a SIGTERM of the parent process, which ends its workers so, and on nobody else's."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def obey(trainer: int) -> None:
+    """Leave on a SIGTERM of the training process, which ends its workers so, and on nobody else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (trainer, os.getppid()):
         pass
     os._exit(0)
 
@@ -290,23 +290,30 @@ def obey() -> None:
 def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
     """The pictures to pre-train on: STL-10's unlabelled part, everything else's training part.
 
+    Sets by name that are larger than the encoder sees are shrunk to its side first; files are cropped at full size.
     Raises DataError (a ValueError) if they cannot be had.
     """
     if recipe.data in SMALL:
         stand_in = Path(os.environ.get("IJEPA_DATA") or "-") / recipe.data  # has train and test only
         split = "unlabeled" if recipe.data == "stl10" and not stand_in.is_dir() else "train"
         side = recipe.image_size if recipe.data == "shapes" else None
-        images = toy.load(recipe.data, split, side).images
-        smaller = min(images.shape[2:]) > recipe.image_size
-        return Resident(toy.resize(images, recipe.image_size) if smaller else images, device)
+        found = toy.load(recipe.data, split, side)
+        large = max(found.images.shape[2:]) > recipe.image_size
+        images = toy.resize(found.images, recipe.image_size) if large else found.images
+        return Resident(images, device, named(found) if stand_in.is_dir() else None)
     root = folder_of(recipe.data)
     paths = [path for path, _ in find(root, "train")[0]]
     size = common_size(paths)
     whole = size is not None and max(size) <= recipe.image_size  # larger ones are cropped with antialiasing by workers
     if whole and 3 * len(paths) * math.prod(size) <= FITS:
         found = toy.load(f"folder:{root}", "train")
-        return Resident(found.images, device, Skipped(dict.fromkeys(found.skipped, "")))
+        return Resident(found.images, device, named(found))
     return Stream(paths, device, whole)
+
+
+def named(found: ImageSet) -> Skipped:
+    """The files that were left out when a set was decoded, with the reason."""
+    return Skipped(dict(text.split(": ", 1) for text in found.skipped))
 
 
 def folder_of(name: str) -> Path:

@@ -91,6 +91,7 @@ def encoder_from(state: State, heads: int | None, found: Normalisation) -> Encod
     """
     try:
         positions, conv = state["pos_embed"], state["patch_embed.proj.weight"]
+        hidden = len(state["blocks.0.mlp.fc1.weight"])
         depth = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     except (KeyError, ValueError) as error:
         raise InteropError(f"this is no I-JEPA encoder: {error} is missing") from error
@@ -105,7 +106,6 @@ def encoder_from(state: State, heads: int | None, found: Normalisation) -> Encod
         raise InteropError(f"an encoder {D} wide does not say how many heads it has; give `heads`")
     fixed = torch.allclose(positions[0], sincos_2d((side, side), D), atol=1e-5)
     encoder = Encoder(side * P, P, D, depth, heads, conv.shape[1], positions="fixed" if fixed else "learned")
-    hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     if hidden != 4 * D:  # ViT-g/16's is 48/11 as wide
         for block in encoder.blocks.children():
             block.mlp = MLP(D, hidden)
@@ -269,9 +269,11 @@ def either(state: State, number: int, names: tuple[str, str], kind: str) -> Tens
 def write_toy(encoder: Encoder, path: Path) -> None:
     """An encoder with fixed positions as a file for `toy_ijepa.weights.load_encoder`.
 
-    Raises InteropError for learned positions, which the toy does not have.
+    Raises InteropError for learned positions or another width of the MLPs, which the toy does not have.
     """
     if encoder.config["positions"] != "fixed":
         raise InteropError("the toy's encoder has fixed positions only; this one learned its own")
+    if encoder.blocks[0].mlp.fc1.out_features != 4 * encoder.width:
+        raise InteropError("the toy's MLPs are four times as wide as its tokens; this encoder's are not")
     config = {k: v for k, v in encoder.config.items() if k != "positions"}
     toy_weights.save(encoder, path, dict(encoder=config))

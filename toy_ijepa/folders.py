@@ -201,7 +201,7 @@ def common_size(files: list[Path], image_size: int | None) -> int | None:
 def fingerprint(files: list[Path], classes: tuple[str, ...], root: Path, image_size: int | None) -> str:
     """A hash of names, sizes and times of the files, of the classes and the size asked for: changes with the source."""
     lines = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join([f"v2 {image_size} {classes}", *lines]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([f"v3 {image_size} {classes}", *lines]).encode()).hexdigest()
 
 
 def from_folder(root: Path, split: str, image_size: int | None) -> ImageSet:

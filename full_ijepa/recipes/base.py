@@ -29,7 +29,7 @@ class Recipe:
     crop_aspect: tuple[float, float] = (0.75, 4 / 3)
     # left and right look alike in photographs; turn off for text and digits
     flip: bool = True
-    # processes that decode pictures that do not fit in memory; 0 decodes in the training process
+    # processes that decode pictures too many for memory or larger than image_size; 0 decodes in the training process
     workers: int = 8
 
     # --- encoder
@@ -62,7 +62,7 @@ class Recipe:
     groups: int = 4
     # I-JEPA: "smooth_l1" (released code, "auto") or "l2" (paper); MAE: "l2" (paper, "auto") or "l1"
     loss: Literal["auto", "smooth_l1", "l2", "l1"] = "auto"
-    # weights of the variance and covariance terms on pooled context features; 0 is the plain method
+    # weights of the variance and covariance terms on pooled context features (two images at least); 0: the plain method
     regulariser: tuple[float, float] = (0.0, 0.0)
     # share of patches that MAE hides; the paper's
     hidden: float = 0.75
@@ -75,7 +75,7 @@ class Recipe:
     batch: int = 256
     # images that one process holds at a time; lower it when memory runs out (masks are drawn a micro-batch at a time)
     micro_batch: int = 64
-    # "adamw" as everywhere, or "muon" for the blocks' matrices, which made the toy learn faster (not with fsdp)
+    # "adamw" as everywhere, or "muon" for the blocks' matrices, which made the toy learn faster (not with fsdp or fp16)
     optimiser: Literal["adamw", "muon"] = "adamw"
     # peak rate; the released configs use 1e-3 at batch 2048, small batches want less or a long warm-up
     lr: float = 1e-3

@@ -17,4 +17,10 @@ def test_the_step_of_a_recipe_is_timed(tmp_path, monkeypatch, capsys):
     assert found["device"].startswith("CPU")
     assert 0 < found["share_of_matmul_rate"] < 1
     assert found["images_per_second"] > 0
+    assert found["command"].endswith("--rounds 2 --recipe smoke --device cpu --micro-batch 8")
     assert "ijepa, ViT-toy/4, 32 px, batch 8" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "train", "--recipe", "smoke", "--rounds", "1", "--out", str(out)])
+    assert bench.main() == 0
+    found = json.loads(out.read_text())
+    assert (found["batch"], found["micro_batch"]) == (64, 32)
+    assert "--micro-batch" not in found["command"]

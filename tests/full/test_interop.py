@@ -147,6 +147,8 @@ def test_bad_files_are_refused(tmp_path, method):
         encoder_from(state | {"pos_embed": torch.zeros(1, 17, 96)}, 3, IMAGENET)
     with pytest.raises(InteropError, match="give `heads`"):
         encoder_from(state | {"pos_embed": torch.zeros(1, 16, 100)}, None, IMAGENET)
+    with pytest.raises(InteropError, match=r"fc1\.weight' is missing"):
+        encoder_from({k: v for k, v in state.items() if "fc1" not in k}, 3, IMAGENET)
     with pytest.raises(InteropError, match="is no model folder"):
         read_huggingface(tmp_path)
 
@@ -160,3 +162,5 @@ def test_an_mlp_of_another_width_is_read_as_it_is(pixels, tmp_path):
     write_huggingface(encoder.eval(), tmp_path / "model")
     back = read_huggingface(tmp_path / "model")
     assert torch.allclose(back(normalise(pixels)), encoder(normalise(pixels)), atol=1e-5)
+    with pytest.raises(InteropError, match="four times as wide"):
+        interop.write_toy(back, tmp_path / "toy.safetensors")
