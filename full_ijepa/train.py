@@ -286,6 +286,7 @@ class Loop:
             initial=trainer.step,
             disable=not (progress and self.leads),
             unit="step",
+            mininterval=1.0,  # a notebook's front end loses messages when it gets thousands from one cell
             smoothing=0.05,
         )
         self.unsaved = ""

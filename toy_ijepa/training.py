@@ -215,7 +215,9 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
     watched = images[:: max(len(images) // WATCHED, 1)][:WATCHED].to(device)
     history, losses, warned = History(), [], set()
     start, cpu_start = time.perf_counter(), time.process_time()
-    bar = tqdm(total=100, disable=not progress, bar_format="{percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]")
+    looks = "{percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
+    # Once a second: a notebook's front end loses messages when it gets thousands from one cell.
+    bar = tqdm(total=100, disable=not progress, bar_format=looks, mininterval=1.0)
     try:
         for index in batches(len(images), config.batch, generator):
             elapsed = time.perf_counter() - start
