@@ -70,8 +70,6 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
             begun = time.perf_counter()
             loss, *_ = trainer.take_step(batches)
             loss.item()  # waits for a GPU
-            if kind == "cuda":
-                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begun)
         peak = torch.cuda.max_memory_allocated() / 2**20 if kind == "cuda" else toy.high_water_mark()
         rate = toy.matmul_rate(trainer.dtype, 8192 if kind == "cuda" else 2048, kind)

@@ -46,7 +46,7 @@ class IJEPA(jepa.IJEPA):
         found = [self.predict(images[rows], masks) for rows, masks in drawn]
         loss = sum(output.loss * (len(output.context) / B) for output in found)
         # Over the whole micro-batch: a group alone may be a single image.
-        return loss + self.spread(torch.cat([output.context.mean(1) for output in found]))
+        return loss + self.penalty(torch.cat([output.context.mean(1) for output in found]))
 
 
 class MAE(mae.MAE):

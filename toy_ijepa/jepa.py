@@ -102,9 +102,9 @@ class IJEPA(nn.Module):
     def forward(self, images: Tensor, masks: Masks) -> Output:
         """images (B, C, H, W), normalised; masks for the same B images."""
         found = self.predict(images, masks)
-        return replace(found, loss=found.loss + self.spread(found.context.mean(1)))
+        return replace(found, loss=found.loss + self.penalty(found.context.mean(1)))
 
-    def spread(self, pooled: Tensor) -> Tensor | float:
+    def penalty(self, pooled: Tensor) -> Tensor | float:
         """The regulariser, weighted, on pooled context features (B, D); 0 for the plain method."""
         if not any(self.regulariser):
             return 0.0

@@ -48,6 +48,13 @@ def test_what_is_restored_goes_on_as_before(tmp_path, recipe, optimiser):
         assert torch.equal(p, q), name
 
 
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path, recipe, made):
+    left = tmp_path / "step-00000001.123.part"
+    left.write_bytes(b"half")
+    save(tmp_path, 2, made, recipe)
+    assert not left.exists()
+
+
 def test_only_the_last_are_kept(tmp_path, recipe, made):
     for at in (1, 2, 30, 4):
         save(tmp_path, at, made, recipe)
