@@ -28,11 +28,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, ImageSet, decode, find, read_pixels, read_sizes
+from toy_ijepa.decoding import DataError, blame, jpeg_decoder, read_pixels, read_sizes
+from toy_ijepa.environment import MachineError
+from toy_ijepa.folders import ImageSet, check_skipped, decode, find
 from toy_ijepa.probing import normalise
 
 FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
 SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit
+FEW = 200  # pictures seen before the share of broken ones is judged
 TRIES = 10  # broken pictures in a row before a stream gives up
 
 
@@ -143,6 +146,10 @@ class Skipped:
             self.names[path] = reason
             warnings.warn(f"picture skipped ({len(self.names)} so far): {path}: {reason}", stacklevel=3)
 
+    def lines(self) -> list[str]:
+        """Each as "path: reason"."""
+        return [f"{path}: {reason}" for path, reason in self.names.items()]
+
 
 class Resident:
     """A set that stays on the device as uint8 (S, 3, H, W); a batch is cut out, cropped and mirrored there.
@@ -179,13 +186,16 @@ class Files(Dataset):
         return cut(pictures, self.recipe, mix(micro.seed, "crop")), micro, bad
 
     def read(self, number: int, bad: list[tuple[str, str]]) -> Tensor:
-        """One picture (3, H, W), or the next that can be read. Raises DataError after TRIES failures."""
+        """One picture (3, H, W), or the next that can be read.
+
+        Raises DataError after TRIES failures, MachineError if the file is not to blame.
+        """
         for step in range(TRIES):
             path = self.paths[(number + step) % len(self.paths)]
             try:
                 return torch.from_numpy(read_pixels(path))
             except Exception as error:  # decoders of broken files raise anything
-                bad.append((str(path), str(error) or type(error).__name__))
+                bad.append((str(path), blame(path, error).split(": ", 1)[1]))
         raise DataError(f"{TRIES} pictures in a row cannot be read, the last {path}: {bad[-1][1]}")
 
 
@@ -223,8 +233,8 @@ class Stream:
 
     def pictures(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
         """uint8 crops, or whole pictures, of each micro-batch; those that cannot be read are replaced and named."""
-        import torchvision.io  # noqa: F401  before workers are forked: each would spend seconds on it
-
+        jpeg_decoder()  # imported before workers are forked: each would spend seconds on it
+        seen = 0
         loader = DataLoader(
             Files(self.paths, recipe, self.whole),
             batch_size=None,  # an item is a micro-batch already
@@ -237,6 +247,8 @@ class Stream:
         for images, micro, bad in loader:
             for path, reason in bad:
                 self.skipped.note(path, reason)
+            seen += len(micro.index)
+            check_skipped(self.skipped.lines(), min(len(self), max(seen, FEW)), recipe.allow_skipped)
             yield images, micro
 
     def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
@@ -248,17 +260,17 @@ class Stream:
 
 @contextmanager
 def told_plainly() -> Iterator[None]:
-    """What goes wrong in a worker process becomes a DataError of one sentence.
+    """What goes wrong in a worker process becomes an error of one sentence.
 
     TRAP: torch raises the death of a worker from a signal handler, wherever the training process happens to be.
     """
     try:
         yield
-    except DataError as error:
+    except (DataError, MachineError) as error:
         if "Traceback" not in str(error):
             raise
         # a worker's text is its whole traceback, the sentence at its end
-        raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+        raise type(error)(str(error).strip().splitlines()[-1].split("Error: ", 1)[-1]) from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -297,7 +309,7 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
         stand_in = Path(os.environ.get("IJEPA_DATA") or "-") / recipe.data  # has train and test only
         split = "unlabeled" if recipe.data == "stl10" and not stand_in.is_dir() else "train"
         side = recipe.image_size if recipe.data == "shapes" else None
-        found = toy.load(recipe.data, split, side)
+        found = toy.load(recipe.data, split, side, recipe.allow_skipped)
         large = max(found.images.shape[2:]) > recipe.image_size
         images = toy.resize(found.images, recipe.image_size) if large else found.images
         return Resident(images, device, named(found) if stand_in.is_dir() else None)
@@ -306,7 +318,7 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
     size = common_size(paths)
     whole = size is not None and max(size) <= recipe.image_size  # larger ones are cropped with antialiasing by workers
     if whole and 3 * len(paths) * math.prod(size) <= FITS:
-        found = toy.load(f"folder:{root}", "train")
+        found = toy.load(f"folder:{root}", "train", allow_skipped=recipe.allow_skipped)
         return Resident(found.images, device, named(found))
     return Stream(paths, device, whole)
 
@@ -343,14 +355,15 @@ def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor,
     uint8 at the encoder's size. The test set is not touched. None for a set without classes.
     """
     if recipe.data in SMALL:
-        found = toy.load(recipe.data, "train", recipe.image_size if recipe.data == "shapes" else None)
+        side = recipe.image_size if recipe.data == "shapes" else None
+        found = toy.load(recipe.data, "train", side, recipe.allow_skipped)
         images, labels, classes = found.images, found.labels, found.classes
         some = order(len(images), mix(recipe.seed, "probe"), 0, min(most, len(images)))
         images, labels = toy.resize(images[some], recipe.image_size), labels[some]
     else:
         files, classes = find(folder_of(recipe.data), "train")
         some = order(len(files), mix(recipe.seed, "probe"), 0, min(most, len(files)))
-        found = decode([files[i] for i in some], classes, recipe.image_size)
+        found = decode([files[i] for i in some], classes, recipe.image_size, recipe.allow_skipped)
         images, labels = found.images, found.labels
     held = max(len(images) // 5, 1)
     return None if len(classes) < 2 else (images[held:], labels[held:], images[:held], labels[:held])

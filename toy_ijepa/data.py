@@ -20,12 +20,13 @@ NAMES = ("shapes", "cifar10", "cifar100", "stl10")
 SHAPES_COUNT = {"train": 20_000, "test": 4_000}
 
 
-def load(name: str, split: str = "train", image_size: int | None = None) -> ImageSet:
+def load(name: str, split: str = "train", image_size: int | None = None, allow_skipped: bool = False) -> ImageSet:
     """Load a picture set by name.
 
-    name        "shapes" (embedded), "cifar10", "cifar100", "stl10" (through torchvision), or "folder:PATH"
-    split       "train" or "test"; "unlabeled" too for stl10
-    image_size  side in pixels to resize to (shorter side, then the middle square); default the set's own
+    name           "shapes" (embedded), "cifar10", "cifar100", "stl10" (through torchvision), or "folder:PATH"
+    split          "train" or "test"; "unlabeled" too for stl10
+    image_size     side in pixels to resize to (shorter side, then the middle square); default the set's own
+    allow_skipped  go on although more than a small share of a folder's files cannot be read
 
     A folder tree NAME/{train,test}/<class>/* under the environment variable IJEPA_DATA is read instead of a download.
     Raises DataError (a ValueError) for an unknown name or split, an empty folder, or a download that fails.
@@ -33,7 +34,7 @@ def load(name: str, split: str = "train", image_size: int | None = None) -> Imag
     if image_size is not None and image_size < 1:
         raise DataError(f"image size {image_size} px is not a positive number of pixels")
     if name.startswith("folder:"):
-        return from_folder(Path(name.removeprefix("folder:")).expanduser(), split, image_size)
+        return from_folder(Path(name.removeprefix("folder:")).expanduser(), split, image_size, allow_skipped)
     if name not in NAMES:
         near = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -43,7 +44,7 @@ def load(name: str, split: str = "train", image_size: int | None = None) -> Imag
         raise DataError(f"{name} has no split {split!r}: choose from {', '.join(known)}")
     stand_in = Path(os.environ.get("IJEPA_DATA", "")) / name
     if name != "shapes" and os.environ.get("IJEPA_DATA") and stand_in.is_dir():
-        return from_folder(stand_in, split, image_size)
+        return from_folder(stand_in, split, image_size, allow_skipped)
     return from_shapes(split, image_size) if name == "shapes" else from_torchvision(name, split, image_size)
 
 

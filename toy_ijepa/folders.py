@@ -9,27 +9,25 @@ import json
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toy_ijepa.decoding import DataError, read_array, read_sizes
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = ("train", "test")
-EXIF_ORIENTATION = 0x0112
 MOST_BYTES = 4_000_000_000  # of one split at the pictures' own size
+MOST_SKIPPED = 0.05  # share of a set's files that may be unreadable before a run stops and asks
 NAMED = 20  # files that could not be read are named up to so many
 MIXED_SIDE = 32  # px: the side that pictures of different sizes are brought to if the caller names none
-
-
-class DataError(ValueError):
-    """Pictures that cannot be had, with what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -108,76 +106,6 @@ def find(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...
     return files, classes
 
 
-def read_picture(path: Path) -> Image.Image:
-    """One picture as 8-bit RGB, turned upright: first frame of an animation, transparency on white.
-
-    16 bit grey is divided by 257; grey of 32 bit is taken for 16 bit values, of floats for values in [0, 1].
-    Raises whatever the decoder raises for a broken file.
-    """
-    with Image.open(path) as picture:
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I") or picture.mode == "F":
-            # TRAP: PIL's convert clips 16 bit at 255: nearly every pixel becomes white.
-            values = np.asarray(picture, dtype=np.float64) * (255.0 if picture.mode == "F" else 1 / 257)
-            picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
-
-
-def read_jpeg(path: Path) -> np.ndarray | None:
-    """A grey or coloured JPEG as uint8 (3, H, W), turned upright; None if it is anything else, or broken.
-
-    The same pixels as `read_picture`, in half the time, and without holding up other threads.
-    """
-    from torchvision.io import decode_jpeg  # a slow import that only JPEG files need
-
-    try:
-        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-        pixels = decode_jpeg(data, apply_exif_orientation=True).numpy()
-    except (RuntimeError, ValueError):  # no JPEG whatever its name, broken, or empty: `read_picture` says which
-        return None
-    if len(pixels) == 1:
-        return np.repeat(pixels, 3, axis=0)
-    return pixels if len(pixels) == 3 else None
-
-
-def read_pixels(path: Path) -> np.ndarray:
-    """One picture as uint8 (3, H, W), turned upright. Raises whatever the decoder raises for a broken file."""
-    pixels = read_jpeg(path) if path.suffix.lower() in (".jpg", ".jpeg") else None
-    return np.array(read_picture(path)).transpose(2, 0, 1) if pixels is None else pixels
-
-
-def read_size(path: Path) -> tuple[int, int] | None:
-    """Width and height in pixels after turning upright, from the header alone; None if there is no telling."""
-    try:
-        with Image.open(path) as picture:
-            turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            return picture.size[::-1] if turned else picture.size
-    except Exception:  # whatever is wrong with the file, `read_array` says it
-        return None
-
-
-def read_sizes(paths: list[Path]) -> Counter[tuple[int, int]]:
-    """How many pictures have each width and height; those without a readable header are left out."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return Counter(size for size in pool.map(read_size, paths) if size)
-
-
-def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
-    """One picture (3, H, W) uint8, brought to image_size if given; or the reason why it cannot be read."""
-    try:
-        pixels = read_pixels(path)
-    except Exception as error:  # decoders of broken files raise anything, struct.error and TypeError among it
-        return f"{path}: {error or type(error).__name__}"
-    if image_size is None or pixels.shape[1:] == (image_size, image_size):
-        return pixels
-    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    return np.asarray(ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-
-
 def common_size(files: list[Path], image_size: int | None) -> int | None:
     """The side to bring the pictures to: image_size, None for their own if it is one and fits in memory.
 
@@ -201,11 +129,14 @@ def common_size(files: list[Path], image_size: int | None) -> int | None:
 def fingerprint(files: list[Path], classes: tuple[str, ...], root: Path, image_size: int | None) -> str:
     """A hash of names, sizes and times of the files, of the classes and the size asked for: changes with the source."""
     lines = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join([f"v3 {image_size} {classes}", *lines]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([f"v4 {image_size} {classes}", *lines]).encode()).hexdigest()
 
 
-def from_folder(root: Path, split: str, image_size: int | None) -> ImageSet:
-    """Pictures of a folder: class sub-folders or none; decoded once, then read from the cache while nothing changes."""
+def from_folder(root: Path, split: str, image_size: int | None, allow_skipped: bool = False) -> ImageSet:
+    """Pictures of a folder: class sub-folders or none; decoded once, then read from the cache while nothing changes.
+
+    Raises DataError as `find` and `decode`; then nothing is cached.
+    """
     files, classes = find(root, split)
     paths = [path for path, _ in files]
     mark = fingerprint(paths, classes, root, image_size)
@@ -213,16 +144,36 @@ def from_folder(root: Path, split: str, image_size: int | None) -> ImageSet:
     cached = cache_root() / "decoded" / f"{root.name}-{place}-{split}-{image_size or 'own'}.safetensors"
     result = read_cache(cached, mark)
     if result is None:
-        result = decode(files, classes, common_size(paths, image_size))
+        result = decode(files, classes, common_size(paths, image_size), allow_skipped)
         write_cache(cached, mark, result)
+    check_skipped(result.skipped, len(files), allow_skipped)  # the cache may come from a run that allowed them
     if result.skipped:
-        named = "; ".join(result.skipped[:NAMED]) + ("; ..." if len(result.skipped) > NAMED else "")
-        warnings.warn(f"{len(result.skipped)} of {len(files)} pictures skipped: {named}", stacklevel=2)
+        warnings.warn(f"{len(result.skipped)} of {len(files)} pictures skipped: {listed(result.skipped)}", stacklevel=2)
     return result
 
 
-def decode(files: list[tuple[Path, str]], classes: tuple[str, ...], image_size: int | None) -> ImageSet:
-    """Read the pictures, of one size; those that cannot be read are left out and named."""
+def listed(skipped: Sequence[str]) -> str:
+    """The first few in one line."""
+    return "; ".join(skipped[:NAMED]) + ("; ..." if len(skipped) > NAMED else "")
+
+
+def check_skipped(skipped: Sequence[str], seen: int, allowed: bool) -> None:
+    """Raise DataError if more than a small share of the files seen could not be read, unless that is allowed."""
+    if not allowed and len(skipped) > MOST_SKIPPED * seen:
+        raise DataError(
+            f"{len(skipped)} of {seen} pictures cannot be read, more than {MOST_SKIPPED:.0%}: {listed(skipped)}. Mend "
+            "or remove them, or train without them: --allow-skipped"
+        )
+
+
+def decode(
+    files: list[tuple[Path, str]], classes: tuple[str, ...], image_size: int | None, allow_skipped: bool = False
+) -> ImageSet:
+    """Read the pictures, of one size; files that are broken are left out and named.
+
+    Raises DataError if no file can be read, or more than MOST_SKIPPED of them cannot and `allow_skipped` does not allow
+    it; MachineError if what goes wrong is not the fault of a file.
+    """
     # A hundred at a time: threads that hand over single small pictures spend most of their time waiting for each other.
     parts = [files[start : start + 100] for start in range(0, len(files), 100)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -232,6 +183,7 @@ def decode(files: list[tuple[Path, str]], classes: tuple[str, ...], image_size: 
     good = [(a, label) for a, (_, label) in zip(arrays, files, strict=True) if not isinstance(a, str)]
     if not good:
         raise DataError(f"none of the {len(files)} pictures could be read; the first: {skipped[0]}")
+    check_skipped(skipped, len(files), allow_skipped)
     number = {name: i for i, name in enumerate(classes)} | {"": -1}
     images = torch.from_numpy(np.stack([a for a, _ in good]))
     return ImageSet(images, torch.tensor([number[label] for _, label in good]), classes, {}, skipped)

@@ -43,7 +43,8 @@ class Labelled:
             elif isinstance(self.source, Pictures):
                 yield self.source[part].at(self.side)
             else:
-                found = decode(self.source[part], self.classes, self.side)
+                # a single one is refused below, with its name
+                found = decode(self.source[part], self.classes, self.side, allow_skipped=True)
                 if found.skipped:
                     raise DataError(f"a labelled picture cannot be read ({found.skipped[0]}); mend it or move it away")
                 yield found.images

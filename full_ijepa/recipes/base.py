@@ -31,6 +31,8 @@ class Recipe:
     flip: bool = True
     # processes that decode pictures too many for memory or larger than image_size; 0 decodes in the training process
     workers: int = 8
+    # go on although more than one in twenty of a folder's files cannot be read
+    allow_skipped: bool = False
 
     # --- encoder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -21,7 +22,8 @@ from full_ijepa.evaluate.features import labelled
 from full_ijepa.train import pretrain
 from tests.full.conftest import draw_pictures
 from tests.full.test_train import arguments, environment, journal_size
-from toy_ijepa.folders import DataError, read_pixels
+from toy_ijepa.decoding import DataError, read_pixels
+from toy_ijepa.environment import MachineError
 from toy_ijepa.probing import normalise
 
 
@@ -139,13 +141,36 @@ def broken(tmp_path):
 def test_broken_pictures_are_replaced_and_named_once(recipe, broken):
     root, bad = broken
     stream = Stream(sorted(root.rglob("train/**/*.png")), torch.device("cpu"))
+    recipe = recipe.replace(allow_skipped=True)
     seen = [images for images, _ in stream.batches(plan(30, recipe, 0, 12), recipe)]
     assert all(images.shape == (4, 3, 16, 16) for images in seen)
     assert set(stream.skipped.names) == {str(path) for path in bad}
 
 
+@pytest.mark.filterwarnings("ignore:picture skipped")
+def test_a_stream_of_too_many_broken_pictures_stops(recipe, broken):
+    """Three of thirty are more than one in twenty."""
+    root, _ = broken
+    stream = Stream(sorted(root.rglob("train/**/*.png")), torch.device("cpu"))
+    with pytest.raises(DataError, match=r"[23] of 30 pictures cannot be read.*--allow-skipped"):
+        list(stream.batches(plan(30, recipe, 0, 12), recipe))
+
+
+def test_a_worker_that_runs_out_of_file_handles_stops_the_run(recipe, pictures, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(data, "read_pixels", refuse)  # forked workers inherit it
+    stream = Stream(sorted(pictures.rglob("train/**/*.png")), torch.device("cpu"))
+    for workers in (0, 1):
+        with pytest.raises(MachineError, match=r"^reading stopped at [^\n]*Too many open files[^\n]*$"), told_plainly():
+            next(stream.batches([Micro((0, 1), 0)], recipe.replace(workers=workers)))
+    assert not stream.skipped.names
+
+
 def test_workers_change_nothing(recipe, broken):
     root, _ = broken
+    recipe = recipe.replace(allow_skipped=True)
     with pytest.warns(UserWarning, match="picture skipped"):
         drawn = [
             [images for images, _ in stream.batches(plan(30, recipe, 0, 3), recipe.replace(workers=workers))]
@@ -233,7 +258,7 @@ def test_a_named_set_is_shrunk_to_what_the_encoder_sees(recipe, tmp_path, monkey
 
 def test_unreadable_pictures_of_a_set_in_memory_are_named_and_counted(recipe, broken, tmp_path):
     root, bad = broken
-    recipe = recipe.replace(data=f"folder:{root}", image_size=24, probe_epochs=0)
+    recipe = recipe.replace(data=f"folder:{root}", image_size=24, probe_epochs=0, allow_skipped=True)
     with pytest.warns(UserWarning, match="3 of 30 pictures skipped: ") as said:
         done = pretrain(recipe, tmp_path / "run", progress=False)
     told = next(str(w.message) for w in said if "pictures skipped" in str(w.message))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import urllib.error
 import warnings
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from toy_ijepa import folders
+from toy_ijepa import decoding, folders
 from toy_ijepa.data import load, resize
+from toy_ijepa.environment import MachineError
 
 
 def paint(path: Path, colour=(10, 200, 30), size=(8, 8), mode="RGB", **options) -> None:
@@ -47,73 +49,73 @@ def test_flat_folder_without_classes(tmp_path):
     assert train.labels.eq(-1).all()
 
 
-def test_every_kind_of_picture_becomes_rgb(tmp_path):
-    root = tmp_path / "kinds"
-    paint(root / "a_grey.png", (77, 77, 77), mode="L")
-    paint(root / "b_cmyk.jpg", (77, 77, 77), mode="CMYK")
-    Image.new("RGB", (8, 8), (77, 77, 77)).quantize(2).save(root / "c_palette.gif")
-    Image.fromarray(np.full((8, 8), 77 * 257, dtype=np.uint16)).save(root / "d_16bit.png")
-    frames = [Image.new("RGB", (8, 8), (v, v, v)) for v in (77, 200)]
-    frames[0].save(root / "e_animated.gif", save_all=True, append_images=frames[1:])
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(root / "f_transparent.png")
-    files = sorted(root.iterdir())
-    for path in files[:-1]:
-        array = folders.read_array(path, None)
-        assert array.shape == (3, 8, 8), path.name
-        assert np.abs(array.astype(int) - 77).max() <= 3, f"{path.name}: {array[:, 0, 0]}"
-    assert folders.read_array(files[-1], None).min() == 255  # transparency lies on white
-
-
-def test_dark_16_bit_stays_dark_and_floats_are_shares(tmp_path):
-    Image.fromarray(np.full((4, 4), 255, dtype=np.uint16)).save(tmp_path / "dark.png")
-    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "half.tiff")
-    assert folders.read_array(tmp_path / "dark.png", None).max() == 1
-    assert folders.read_array(tmp_path / "half.tiff", None).min() == 128
-
-
-def test_rotated_picture_is_turned_upright(tmp_path):
-    picture = Image.new("RGB", (8, 4))
-    picture.paste((255, 255, 255), (0, 0, 4, 4))  # left half white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees clockwise to view"
-    picture.save(tmp_path / "turned.png", exif=exif)
-    array = folders.read_array(tmp_path / "turned.png", None)
-    assert array.shape == (3, 8, 4)
-    assert array[:, :4].min() == 255  # top half white now
-    assert array[:, 4:].max() == 0
-
-
-def test_the_fast_way_through_jpeg_gives_the_same_pixels(tmp_path):
-    """Colour, grey, progressive, coarse colours, turned, CMYK, and a PNG that calls itself JPEG; H != W, both odd."""
-    random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((35, 21))
-    turned = Image.Exif()
-    turned[0x0112] = 8
-    kinds = dict(plain={}, fine=dict(subsampling=0), progressive=dict(progressive=True), turned=dict(exif=turned))
-    for name, options in kinds.items():
-        picture.save(tmp_path / f"{name}.jpg", **options)
-    picture.convert("L").save(tmp_path / "grey.jpeg")
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    picture.save(tmp_path / "disguised.jpg", format="PNG")
-    fast = {p.stem for p in sorted(tmp_path.iterdir()) if folders.read_jpeg(p) is not None}
-    assert fast == {*kinds, "grey"}
-    for path in tmp_path.iterdir():
-        slow = np.asarray(folders.read_picture(path)).transpose(2, 0, 1)
-        assert slow.shape == ((3, 35, 21) if path.stem == "turned" else (3, 21, 35))
-        assert np.array_equal(folders.read_pixels(path), slow), path.name
-
-
 def test_unreadable_and_truncated_are_skipped_counted_and_named(tree):
     whole = tree / "train" / "ants" / "9.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).resize((8, 8)).save(whole)
     (tree / "train" / "ants" / "7.jpg").write_bytes(whole.read_bytes()[:-200])
     (tree / "train" / "bees" / "8.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"2 of 9 pictures cannot be read, more than 5%.*--allow-skipped"):
+        load(f"folder:{tree}")
+    assert not list(folders.cache_root().rglob("*"))
     with pytest.warns(UserWarning, match="2 of 9 pictures skipped"):
-        train = load(f"folder:{tree}")
+        train = load(f"folder:{tree}", allow_skipped=True)
     with pytest.warns(UserWarning, match="2 of 9 pictures skipped"):
-        load(f"folder:{tree}")  # from the cache: said again
+        load(f"folder:{tree}", allow_skipped=True)  # from the cache: said again
+    with pytest.raises(ValueError, match="2 of 9 pictures cannot be read"):
+        load(f"folder:{tree}")  # the cache forgets nothing
     assert len(train) == 7
     assert {Path(s.split(": ")[0]).name for s in train.skipped} == {"7.jpg", "8.png"}
+
+
+def test_a_few_broken_files_are_left_out_without_asking(tmp_path):
+    for i in range(49):
+        paint(tmp_path / "p" / f"{i:02}.png")
+    (tmp_path / "p" / "00.png").write_text("not a picture")  # 1 of the 39 for training
+    with pytest.warns(UserWarning, match=r"1 of 40 pictures skipped: .*00\.png"):
+        assert len(load(f"folder:{tmp_path / 'p'}")) == 39
+
+
+def breaks_after(count, what):
+    """A reader of pixels that works `count` times and then raises `what` for every file."""
+    read, left = decoding.read_pixels, iter(range(count))
+
+    def reader(path):
+        if next(left, None) is None:
+            raise what
+        return read(path)
+
+    return reader
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ImportError("operator torchvision::nms does not exist"),
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+    ids=lambda error: type(error).__name__ + str(getattr(error, "errno", "")),
+)
+def test_what_would_hit_every_file_stops_and_is_never_remembered(what, tree, monkeypatch):
+    """Half of the files are read, then the machine fails: no picture is called broken, and nothing is cached."""
+    with monkeypatch.context() as broken:
+        broken.setattr(decoding, "read_pixels", breaks_after(3, what))
+        with pytest.raises(MachineError, match=r"reading stopped at .*not the picture's fault"):
+            load(f"folder:{tree}", allow_skipped=True)
+    assert not list(folders.cache_root().rglob("*"))
+    assert len(load(f"folder:{tree}")) == 6  # mended: all of them
+
+
+def test_a_decoder_that_breaks_half_way_is_found_out(tree, monkeypatch):
+    """It raises what a broken file raises; a picture that is known to be whole tells the two apart."""
+    with monkeypatch.context() as broken:
+        broken.setattr(decoding, "read_pixels", breaks_after(3, RuntimeError("decoding failed")))
+        broken.setattr(decoding, "jpeg_decoder", lambda: lambda data: 1 / 0)
+        with pytest.raises(MachineError, match="known to be whole fails too"):
+            load(f"folder:{tree}", allow_skipped=True)
+    assert not list(folders.cache_root().rglob("*"))
+    assert len(load(f"folder:{tree}")) == 6
 
 
 def test_classes_are_numbered_once_for_both_splits(tree):
@@ -156,8 +158,8 @@ def test_pictures_of_different_sizes_are_brought_to_one(tree):
 
 def test_decoded_once_and_again_when_the_source_changes(tree, monkeypatch):
     calls = []
-    read = folders.read_picture
-    monkeypatch.setattr(folders, "read_picture", lambda path: calls.append(path) or read(path))
+    read = decoding.read_picture
+    monkeypatch.setattr(decoding, "read_picture", lambda path: calls.append(path) or read(path))
     first, second = load(f"folder:{tree}"), load(f"folder:{tree}")
     assert len(calls) == 6
     assert torch.equal(first.images, second.images)
