@@ -16,6 +16,7 @@ from torch import Tensor
 from toy_ijepa import shapes
 from toy_ijepa.folders import SPLITS, DataError, ImageSet, cache_root, from_folder
 
+EMBEDDED = "shapes:0.4"  # the embedded pictures of the main job: silhouettes under grain of this std
 NAMES = ("shapes", "cifar10", "cifar100", "stl10")
 SHAPES_COUNT = {"train": 20_000, "test": 4_000}
 
@@ -23,7 +24,8 @@ SHAPES_COUNT = {"train": 20_000, "test": 4_000}
 def load(name: str, split: str = "train", image_size: int | None = None, allow_skipped: bool = False) -> ImageSet:
     """Load a picture set by name.
 
-    name           "shapes" (embedded), "cifar10", "cifar100", "stl10" (through torchvision), or "folder:PATH"
+    name           "shapes" (embedded), "shapes:STD" (under grain of that std), "cifar10", "cifar100", "stl10" (through
+                   torchvision), or "folder:PATH"
     split          "train" or "test"; "unlabeled" too for stl10
     image_size     side in pixels to resize to (shorter side, then the middle square); default the set's own
     allow_skipped  go on although more than a small share of a folder's files cannot be read
@@ -35,6 +37,8 @@ def load(name: str, split: str = "train", image_size: int | None = None, allow_s
         raise DataError(f"image size {image_size} px is not a positive number of pixels")
     if name.startswith("folder:"):
         return from_folder(Path(name.removeprefix("folder:")).expanduser(), split, image_size, allow_skipped)
+    if name.startswith("shapes:"):
+        return from_shapes(split, image_size, grain_of(name))
     if name not in NAMES:
         near = difflib.get_close_matches(name.lower(), [*NAMES, "folder:PATH"], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -62,9 +66,20 @@ def resize(images: Tensor, image_size: int | None) -> Tensor:
     return torch.cat(out)
 
 
-def from_shapes(split: str, image_size: int | None) -> ImageSet:
+def grain_of(name: str) -> float:
+    """The std behind "shapes:STD". Raises DataError if it is not a number within 0 and 2."""
+    try:
+        std = float(name.removeprefix("shapes:"))
+    except ValueError:
+        std = -1.0
+    if not 0 <= std <= 2:
+        raise DataError(f"{name!r}: the grain is a std between 0 (none) and 2, black being 0 and white 1: shapes:0.3")
+    return std
+
+
+def from_shapes(split: str, image_size: int | None, grain: float = 0.0) -> ImageSet:
     """The embedded silhouettes; image_size is the side they are drawn at (default 32)."""
-    pictures = shapes.generate(SHAPES_COUNT[split], shapes.SPLIT_SEED[split], image_size or 32)
+    pictures = shapes.generate(SHAPES_COUNT[split], shapes.SPLIT_SEED[split], image_size or 32, grain=grain)
     return ImageSet(pictures.images, pictures.factors["shape"], tuple(shapes.CLASSES), pictures.factors)
 
 

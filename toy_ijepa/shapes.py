@@ -4,6 +4,9 @@ What carries the class must be predictable from context, or I-JEPA has no reason
 silhouette, so the visible copies say what the hidden ones look like. Every copy has its own colour and rotation, and
 figures may be lighter or darker than the ground, so no pixel and no colour gives the class away to a linear probe. How
 much ground is covered does leak: nearest neighbours of pixels are well above chance, keep them beside every kNN score.
+
+One dial more: grain, as of a grainy photograph. Nobody can predict it from context, so a method that predicts pixels
+spends itself on it, and one that predicts features may leave it out.
 """
 
 # Shape legend:  S pictures  O objects of a scene  H,W pixels (H = W = side)
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SUPERSAMPLE = 2  # each pixel is the mean of 2x2 samples: soft edges
+GRAIN_SEED = 77_003  # added to the seed, so that the pictures under the grain are the same at every setting
 SPLIT_SEED = {"train": 0, "test": 1_000_003}  # pictures are seeded by split, so the two never share a draw
 
 
@@ -123,6 +127,16 @@ def paint(objects: dict[str, Tensor], there: Tensor, side: int, g: torch.Generat
     return Pictures(images.mul(255).round().byte(), factors)
 
 
+def add_grain(images: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Grey grain on uint8 images (S, 3, H, W): the same normal noise on the three channels, cut to what a byte holds.
+
+    std  of the grain, on a scale where black is 0 and white is 1
+    """
+    S, _, H, W = images.shape
+    noise = torch.randn(S, 1, H, W, generator=generator)  #                (S, 1, H, W) one number for three channels
+    return (images.float() + 255 * std * noise).clamp(0, 255).round().byte()
+
+
 def pattern(S: int, side: int, copies: int, g: torch.Generator) -> Pictures:
     """S pictures of copies x copies versions of one silhouette on a shifted, uneven lattice."""
     O, cell = copies**2, 2.0 / copies  # noqa: E741
@@ -152,13 +166,18 @@ def scene(S: int, side: int, most: int, g: torch.Generator) -> Pictures:
     return Pictures(drawn.images, dict(count=count, **factors))
 
 
-def generate(count: int, seed: int = 0, side: int = 32, copies: int = 2, most: int = 0, chunk: int = 1000) -> Pictures:
+def generate(
+    count: int, seed: int = 0, side: int = 32, copies: int = 2, most: int = 0, chunk: int = 1000, grain: float = 0.0
+) -> Pictures:
     """`count` pictures of `side` pixels, the same for the same seed, count and chunk; class number in factors["shape"].
 
     copies  silhouettes along each side of the pattern
     most    if above 0, scenes of 1 ... `most` different objects instead, with count and depth
-    Raises ValueError if count, side, copies or most is too small to draw.
+    grain   std of the grain, black 0 and white 1; the pictures under it do not depend on it
+    Raises ValueError if count, side, copies or most is too small to draw, or the grain is negative.
     """
+    if not 0 <= grain <= 2:
+        raise ValueError(f"grain of std {grain} is not within 0 and 2")
     if count < 1 or side < 8 or copies < 1 or most < 0:
         raise ValueError(
             f"cannot draw {count} pictures of {side} px (at least 1, 8 px), {copies} copies, {most} objects"
@@ -167,4 +186,7 @@ def generate(count: int, seed: int = 0, side: int = 32, copies: int = 2, most: i
     sizes = [min(chunk, count - i) for i in range(0, count, chunk)]
     parts = [scene(S, side, most, g) if most else pattern(S, side, copies, g) for S in sizes]
     images = torch.cat([part.images for part in parts])
+    if grain:
+        dust = torch.Generator().manual_seed(seed + GRAIN_SEED)
+        images = torch.cat([add_grain(some, grain, dust) for some in images.split(chunk)])
     return Pictures(images, {name: torch.cat([part.factors[name] for part in parts]) for name in parts[0].factors})

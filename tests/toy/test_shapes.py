@@ -7,7 +7,7 @@ import torch
 
 from toy_ijepa.data import load
 from toy_ijepa.probing import pixel_features, probe
-from toy_ijepa.shapes import CLASSES, generate, silhouette
+from toy_ijepa.shapes import CLASSES, SPLIT_SEED, generate, silhouette
 
 
 def test_same_seed_same_pictures_and_splits_differ():
@@ -90,3 +90,26 @@ def test_load_gives_the_factors():
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="cannot draw 0 pictures"):
         generate(0)
+    with pytest.raises(ValueError, match="grain of std -1"):
+        generate(1, grain=-1)
+    for name in ("shapes:", "shapes:much", "shapes:-0.1", "shapes:nan", "shapes:3"):
+        with pytest.raises(ValueError, match="the grain is a std between 0"):
+            load(name)
+
+
+def test_grain_is_grey_has_its_std_and_hides_the_same_pictures():
+    clean, grainy = (generate(50, seed=4, side=24, grain=std) for std in (0.0, 0.1))
+    assert torch.equal(clean.images, generate(50, seed=4, side=24).images)
+    assert all(torch.equal(a, b) for a, b in zip(clean.factors.values(), grainy.factors.values(), strict=True))
+    inside = ((clean.images > 90) & (clean.images < 165)).all(1, keepdim=True).expand_as(clean.images)  # nothing is cut
+    noise = (grainy.images.float() - clean.images.float())[inside] / 255
+    assert noise.std().item() == pytest.approx(0.1, rel=0.05)
+    assert abs(noise.mean().item()) < 0.01
+    by_channel = (grainy.images.float() - clean.images.float()).movedim(1, 0)[:, inside[:, 0]]
+    assert (by_channel - by_channel[:1]).abs().max() <= 1  # rounding
+    assert not torch.equal(grainy.images[:25], generate(50, seed=5, side=24, grain=0.1).images[:25])
+
+
+def test_the_dial_is_part_of_the_name():
+    test = load("shapes:0.3", "test", image_size=16)
+    assert torch.equal(test.images, generate(4000, SPLIT_SEED["test"], 16, grain=0.3).images)
