@@ -1,6 +1,6 @@
 """The main job: pre-train, probe against baselines, draw what was imagined.
 
-python -m toy_ijepa --data cifar10 --minutes 10 --seed 0 1 2
+python -m toy_ijepa --data cifar10 --steps 6000 --seed 0 1 2
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import math
 import platform
 import shlex
 import sys
+import textwrap
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -22,16 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from toy_ijepa import imagination, plots, probing, weights
-from toy_ijepa.data import ImageSet, load
+from toy_ijepa.data import EMBEDDED, ImageSet, load, photographs
 from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
+from toy_ijepa.environment import check_versions
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
-from toy_ijepa.recipe import METHODS, SIZES, build, build_encoder, default_patch, lookup, save_model
+from toy_ijepa.recipe import METHODS, SIZES, STEPS, build, build_encoder, default_patch, lookup, save_model
 from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
+from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
-DEFAULT_MINUTES = 3.0  # of each method and seed
-BASELINES = {"pixels": "raw pixels", "pixels-pca": "pixels, 256 principal components", "random": "random encoder"}
+TRIAL_STEPS = 15  # of a throw-away model, to say how long the run will take on this machine
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,13 +44,19 @@ def parser() -> argparse.ArgumentParser:
         description="Pre-train a toy I-JEPA on small images and probe it against pixels, a random encoder and an MAE.",
     )
     p.add_argument(
-        "--data", default="shapes", help="shapes (embedded, default), cifar10, cifar100, stl10 or folder:PATH"
+        "--data",
+        default="auto",
+        help="cifar10, cifar100, stl10, folder:PATH, shapes (embedded) or shapes:STD (under grain of that std); "
+        f"default: cifar10 if it is here or can be fetched, else {EMBEDDED}",
     )
     length = p.add_mutually_exclusive_group()
     length.add_argument(
-        "--minutes", type=float, help=f"training time of each method and seed (default {DEFAULT_MINUTES:g})"
+        "--steps",
+        type=int,
+        help="optimiser steps of each method and seed: the same run on any machine (default "
+        f"{', '.join(f'{name} {steps}' for name, steps in STEPS.items())}: about the same CPU time)",
     )
-    length.add_argument("--steps", type=int, help="optimiser steps instead: the same seed gives the same loss")
+    length.add_argument("--minutes", type=float, help="training time of each method and seed instead")
     p.add_argument("--seed", type=int, nargs="+", default=[0], help="one run of every method for each (default 0)")
     p.add_argument(
         "--method", nargs="+", default=["ijepa", "mae"], help=f"any of: {', '.join(METHODS)} (default ijepa mae)"
@@ -60,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--optimiser", default=TrainConfig(steps=1).optimiser, help="muon or adamw (default %(default)s)")
     p.add_argument("--precision", default="auto", help="auto, fp32 or bf16 (default %(default)s)")
     p.add_argument("--labels", type=int, help="fit the probes on this many training images (default: all)")
+    p.add_argument("--allow-skipped", action="store_true", help="go on although many files of a folder are broken")
     p.add_argument("--no-pixels", action="store_true", help="leave out the pixel baselines, slow on large sets")
     p.add_argument("--out", type=Path, help="folder to write to (default: a new one under runs/)")
     return p
@@ -105,19 +116,6 @@ def probe_pixels(data: tuple[ImageSet, ImageSet], seed: int) -> dict[str, dict[s
     return {name: all_scores({"": x[0]}, {"": x[1]}, data, seed) for name, x in (("pixels", raw), ("pixels-pca", few))}
 
 
-def table(probes: dict[str, dict]) -> str:
-    """The probes as a text table: accuracy in %, and the spread over seeds where there are several."""
-    lines = [f"{'':34}{'linear':>14}{'last 4 layers':>16}{'kNN':>14}"]
-    for name, scores in probes.items():
-        cells = []
-        for column, width in (("linear", 14), ("linear_last4", 16), ("knn", 14)):
-            spread = scores["spread"].get(column)
-            text = f"{scores[column]:.1f}" if column in scores else "-"
-            cells.append(f"{text + (f' +- {spread:.1f}' if spread is not None else ''):>{width}}")
-        lines.append(f"{BASELINES.get(name, name):34}{''.join(cells)}")
-    return "\n".join(lines)
-
-
 @dataclass
 class Job:
     """What is fixed before training starts, and what has been found so far."""
@@ -133,6 +131,7 @@ class Job:
     diagnostics: dict[str, list[dict]] = field(default_factory=dict)
     training: dict[str, list[dict]] = field(default_factory=dict)
     models: dict[str, nn.Module] = field(default_factory=dict)  #  of the first seed
+    metrics: dict[str, Any] = field(default_factory=dict)  #  as last written
     histories: dict[str, History] = field(default_factory=dict)
 
     def probe(self, name: str, encoder: Encoder, seed: int) -> None:
@@ -140,15 +139,25 @@ class Job:
         if self.labelled:
             self.scores.setdefault(name, []).append(probe_encoder(encoder, self.labelled, seed))
 
-    def write_metrics(self) -> dict[str, dict]:
-        """Write all that is known so far to metrics.json; returns the summary of the probes."""
+    def steps(self, method: str) -> int | None:
+        """Optimiser steps of a method; None if the clock ends the run."""
+        return self.args.steps or (STEPS[method] if self.args.minutes is None else None)
+
+    def write_metrics(self) -> None:
+        """Write all that is known so far to metrics.json."""
         order = [*BASELINES, *self.args.method]
         probes = {name: probing.summary(self.scores[name]) for name in order if name in self.scores}
         first = self.training[self.args.method[0]]
-        settings = {k: v for k, v in asdict(self.config).items() if k != "seed"}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in ("seed", "steps")}
+        settings["steps"] = {name: self.steps(name) for name in self.args.method}
         metrics = dict(
             command=shlex.join(["python", "-m", "toy_ijepa", *sys.argv[1:]]),
             data=self.args.data,
+            pictures={
+                "train": len(self.data[0]),
+                "labelled": len(self.labelled[0]) if self.labelled else 0,
+                "test": len(self.data[1]),
+            },
             seconds=round(mean(t["seconds"] for t in first), 1),
             images_per_second=round(sum(t["images"] for t in first) / sum(t["seconds"] for t in first), 1),
             probes=probes,
@@ -158,10 +167,10 @@ class Job:
             machine=dict(threads=torch.get_num_threads(), processor=platform.machine(), torch=torch.__version__),
             job_seconds=round(time.perf_counter() - self.begun, 1),
         )
+        self.metrics = plain(metrics)
         part = self.out / "metrics.json.part"
-        part.write_text(json.dumps(plain(metrics), indent=2, allow_nan=False) + "\n")
+        part.write_text(json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
         part.replace(self.out / "metrics.json")
-        return probes
 
     def draw(self) -> None:
         """Write the figures: masks, curves, t-SNE and, for I-JEPA, what it imagined."""
@@ -212,13 +221,52 @@ def check_names(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed {' '.join(map(str, args.seed))} is not within 0 and 4294967295")
 
 
+@contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Say what is being done, and how long it took: "reading cifar10 ... 3 s"."""
+    begun, ended = time.perf_counter(), "stopped"
+    print(f"{what} ...", end=" ", flush=True)
+    try:
+        yield
+        ended = f"{time.perf_counter() - begun:.0f} s"
+    finally:
+        print(ended, flush=True)
+
+
+def choose(name: str) -> str:
+    """The pictures of this run: what was asked for, else photographs if they can be had; says which and why."""
+    if name != "auto":
+        return name
+    found, why = photographs()
+    print(f"pictures: {why}", flush=True)
+    return found
+
+
+def forecast(job: Job) -> None:
+    """Train a throw-away model of each method for a few steps, and say how long the run will take on this machine."""
+    minutes = {}
+    for method in job.args.method:
+        trial = replace(job.config, steps=TRIAL_STEPS, minutes=None)
+        model = build(method, seed=0, masks=job.args.masks, **job.dial)
+        rate = train(model, job.data[0].images[:2000], trial, progress=False).images_per_second
+        batch = min(job.config.batch, len(job.data[0]))
+        minutes[method] = job.steps(method) * batch / rate / 60 if job.steps(method) else job.args.minutes
+    total = len(job.args.seed) * sum(minutes.values())
+    each = ", ".join(f"{name} {job.steps(name) or ''} steps {m:.1f}" for name, m in minutes.items())
+    print(
+        f"about {max(total, 0.1):.1f} minutes of training at this machine's present speed ({each} a seed), then probes"
+    )
+
+
 def prepare(args: argparse.Namespace) -> Job:
     """Check everything that can be checked before training, then make the folder to write to."""
     check_names(args)
-    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
     dials = dict(batch=args.batch, lr=args.lr, optimiser=args.optimiser, precision=args.precision)
-    config = TrainConfig(steps=args.steps, minutes=minutes, **dials)
-    data = load(args.data, "train", args.image_size), load(args.data, "test", args.image_size)
+    steps = STEPS["ijepa"] if args.steps is None and args.minutes is None else args.steps
+    config = TrainConfig(steps=steps, minutes=args.minutes, **dials)
+    args.data = choose(args.data)
+    with stage(f"reading {args.data}"):
+        data = tuple(load(args.data, split, args.image_size, args.allow_skipped) for split in ("train", "test"))
     side = data[0].images.shape[-1]
     if data[0].images.shape[-2] != side or data[1].images.shape[1:] != data[0].images.shape[1:]:
         raise ValueError("training and test pictures differ in size or are not square; give --image-size")
@@ -241,7 +289,7 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     where.mkdir(exist_ok=True)
     model = build(method, seed=seed, masks=job.args.masks, **job.dial)
     try:
-        history = train(model, job.data[0].images, replace(job.config, seed=seed))
+        history = train(model, job.data[0].images, replace(job.config, seed=seed, steps=job.steps(method)))
     except NonFiniteLossError as error:
         error.history.save(where / "history.csv")
         raise
@@ -257,7 +305,8 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     job.diagnostics.setdefault(method, []).append(asdict(found))
     timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images, steps=history.steps)
     job.training.setdefault(method, []).append(timing | dict(loss=history.rows[-1]["loss"]))
-    job.probe(method, model.probed, seed)
+    with stage(f"probing {method}"):
+        job.probe(method, model.probed, seed)
     if seed == job.args.seed[0]:
         job.models[method], job.histories[method] = model, history
     job.write_metrics()
@@ -270,22 +319,32 @@ def run(args: argparse.Namespace) -> int:
     train_set, test_set = job.data
     side = job.dial["image_size"]
     print(f"{args.data}: {len(train_set)} training, {len(test_set)} test pictures of {side} px; writing to {job.out}")
-    if job.labelled and not args.no_pixels:
-        print("first the baseline: probing pixels (--no-pixels leaves it out)", flush=True)
-        job.scores = {name: [scores] for name, scores in probe_pixels(job.labelled, args.seed[0]).items()}
+    forecast(job)
     for seed in args.seed:
-        job.probe("random", build_encoder(seed=seed, **job.dial), seed)
         for method in args.method:
             if not train_one(job, method, seed):
                 return 130
-    probes = job.write_metrics()
-    if probes:
-        print(f"\naccuracy in % on {len(test_set)} test pictures, frozen features\n{table(probes)}")
+        with stage("probing the random encoder"):
+            job.probe("random", build_encoder(seed=seed, **job.dial), seed)
+    if job.labelled and not args.no_pixels:
+        with stage("probing pixels (--no-pixels leaves this out)"):
+            job.scores |= {name: [scores] for name, scores in probe_pixels(job.labelled, args.seed[0]).items()}
+    job.write_metrics()
+    with stage("drawing"):
+        job.draw()
+    conclude(job)
+    return 0
+
+
+def conclude(job: Job) -> None:
+    """Print the table, what it means, and where everything lies."""
+    if probes := job.metrics["probes"]:
+        print(f"\naccuracy in % on {len(job.data[1])} test pictures, frozen features\n{table(probes)}\n")
+        for sentence in verdict(job.metrics, reference_for(job.args.data)):
+            print(textwrap.fill(sentence, 100))
     else:
         print("no classes in this folder: nothing to probe")
-    job.draw()
     print(f"\npictures, curves, weights and metrics.json are in {job.out}")
-    return 0
 
 
 def probed_part(data: tuple[ImageSet, ImageSet], labels: int | None) -> tuple[ImageSet, ImageSet] | None:
@@ -305,6 +364,7 @@ def main() -> int:
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     args = parser().parse_args()
     try:
+        check_versions()
         return run(args)
     except NonFiniteLossError as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -20,8 +20,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import nn
 
-from toy_ijepa.data import load
-from toy_ijepa.folders import DataError, ImageSet
+from toy_ijepa.data import load, photographs
+from toy_ijepa.environment import import_torchvision
+from toy_ijepa.folders import ImageSet
 from toy_ijepa.recipe import load_model
 from toy_ijepa.training import uses_bf16
 
@@ -31,14 +32,13 @@ ASSETS = Path(__file__).parents[1] / "assets"
 @cache
 def source() -> str:
     """ "cifar10" if it is here or can be fetched, otherwise "shapes"; says which, once."""
-    try:
-        load("cifar10", "test")
-    except DataError as error:
-        print(f"Pictures: the embedded `shapes`, because CIFAR-10 is not here ({error}).")
+    found, why = photographs(otherwise="shapes")
+    if found == "shapes":
+        print(f"Pictures: {why}.")
         print("Everything runs; numbers and pictures differ from those printed in the text.")
-        return "shapes"
-    print("Pictures: CIFAR-10, 32 x 32 pixels, ten classes.")
-    return "cifar10"
+    else:
+        print("Pictures: CIFAR-10, 32 x 32 pixels, ten classes.")
+    return found
 
 
 def pictures(split: str = "train", count: int | None = None) -> ImageSet:
@@ -100,7 +100,8 @@ def stopwatch(what: str) -> Iterator[None]:
 
 
 def environment() -> None:
-    """Print what the course runs on."""
+    """Print what the course runs on. Raises MachineError if torch and torchvision do not fit each other."""
+    import_torchvision()
     device = torch.device("cpu")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"bf16 on this processor: {'yes, used for training' if uses_bf16(device) else 'no, training runs in fp32'}")

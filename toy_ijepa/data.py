@@ -52,6 +52,19 @@ def load(name: str, split: str = "train", image_size: int | None = None, allow_s
     return from_shapes(split, image_size) if name == "shapes" else from_torchvision(name, split, image_size)
 
 
+def photographs(otherwise: str = EMBEDDED) -> tuple[str, str]:
+    """The name of the pictures to use where nobody chose, and why: CIFAR-10 if it can be had, else an embedded set.
+
+    CIFAR-10 comes from IJEPA_DATA, the cache, a local archive or the network (toy_ijepa/fetch.py says how long it
+    waits). Raises MachineError if pictures cannot be read at all.
+    """
+    try:
+        load("cifar10", "test")
+    except DataError as error:
+        return otherwise, f"the embedded {otherwise}, because CIFAR-10 cannot be had here: {error}"
+    return "cifar10", "CIFAR-10, photographs of 32 x 32 px in ten classes (--data shapes for the embedded ones)"
+
+
 def resize(images: Tensor, image_size: int | None) -> Tensor:
     """uint8 images (S, 3, H, W) brought to image_size: shorter side to that size, then the middle square."""
     H, W = images.shape[2:]

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from toy_ijepa.decoding import DataError, read_array, read_sizes
 
@@ -26,6 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 SPLITS = ("train", "test")
 MOST_BYTES = 4_000_000_000  # of one split at the pictures' own size
 MOST_SKIPPED = 0.05  # share of a set's files that may be unreadable before a run stops and asks
+LOOKS = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"  # of the progress bar
 NAMED = 20  # files that could not be read are named up to so many
 MIXED_SIDE = 32  # px: the side that pictures of different sizes are brought to if the caller names none
 
@@ -178,7 +180,9 @@ def decode(
     parts = [files[start : start + 100] for start in range(0, len(files), 100)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         read = pool.map(lambda part: [read_array(path, image_size) for path, _ in part], parts)
-        arrays = [array for part in read for array in part]
+        told = f"decoding {len(files)} pictures, once"
+        bar = tqdm(read, told, len(parts), bar_format=LOOKS, mininterval=1.0, delay=2.0)
+        arrays = [array for part in bar for array in part]
     skipped = tuple(a for a in arrays if isinstance(a, str))
     good = [(a, label) for a, (_, label) in zip(arrays, files, strict=True) if not isinstance(a, str)]
     if not good:

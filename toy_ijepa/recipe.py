@@ -39,6 +39,10 @@ METHODS = {
     "mae": "masked autoencoder with the same encoder: predicts pixels",
 }
 
+# Steps of each method in the main job, about the same CPU seconds (measured; assets/results/first-*.json holds them):
+# short enough for a first run, long enough that nearest neighbours tell I-JEPA from its twin.
+STEPS = {"ijepa": 1200, "ijepa-vc": 1200, "mae": 2000}
+
 MOMENTUM = (
     0.95,
     0.9995,

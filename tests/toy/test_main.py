@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from toy_ijepa import __main__ as job
 from toy_ijepa.recipe import METHODS, SIZES, build, default_patch
 from toy_ijepa.weights import load_encoder
 
-SMALL = ["--steps", "3", "--batch", "16", "--labels", "200", "--image-size", "16", "--patch", "4"]
+SMALL = ["--steps", "3", "--data", "shapes", "--batch", "16", "--labels", "200", "--image-size", "16", "--patch", "4"]
 
 
 def run(*args, cwd, **options):
@@ -46,8 +47,26 @@ def test_metrics_hold_what_the_table_needs(finished):
         assert scores["spread"]["linear"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=0.02)
         assert f"{scores['knn']:.1f} +- {scores['spread']['knn']:.1f}" in done.stdout
     assert len(metrics["diagnostics"]["ijepa"]) == 2
-    assert metrics["settings"]["steps"] == 3
+    assert metrics["settings"]["steps"] == dict.fromkeys(METHODS, 3)
+    assert metrics["pictures"] == dict(train=20_000, labelled=200, test=4000)
     assert "--steps 3" in metrics["command"]
+
+
+def test_every_stage_is_told_and_the_end_is_a_verdict(finished):
+    """Three steps teach nothing, and the job says so."""
+    _, done = finished
+    for line in (
+        r"reading shapes \.\.\. \d+ s",
+        r"about [\d.]+ minutes of training .*ijepa 3 steps",
+        r"drawing \.\.\. \d+ s",
+    ):
+        assert re.search(line, done.stdout), done.stdout
+    for name in METHODS:
+        assert re.search(rf"probing {name} \.\.\. \d+ s", done.stdout)
+    told = " ".join(done.stdout.split())
+    assert "NOT A SUCCESS: MAE is no better than the random encoder" in told or "MAE has learned" in told
+    assert "Predicting features (I-JEPA) against predicting pixels (MAE)" in told
+    assert "Next: " in told
 
 
 def test_figures_weights_and_history_are_there(finished):
@@ -91,7 +110,7 @@ def test_a_run_is_never_overwritten(finished):
     ],
 )
 def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path):
-    done = run(*args, cwd=tmp_path)
+    done = run(*([] if "--data" in args else ["--data", "shapes"]), *args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
@@ -130,7 +149,7 @@ def test_out_inside_the_pictures_is_refused(tmp_path):
 
 
 def test_ctrl_c_keeps_weights_and_history_and_says_where(tmp_path):
-    command = [sys.executable, "-m", "toy_ijepa", *SMALL[4:], "--minutes", "5", "--out", "run"]
+    command = [sys.executable, "-m", "toy_ijepa", *SMALL[2:], "--minutes", "5", "--out", "run"]
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in job.stderr:  # the progress bar: training has begun
         if "images/s" in line:
