@@ -127,3 +127,41 @@ def imagination(images: Tensor, drawn: Masks, patches: Tensor, patch: int) -> Fi
         for b in range(B):
             show(axes[b, column], filled[b], title if b == 0 else "")
     return figure
+
+
+def hide_and_imagine(images: Tensor, drawn: Masks, patches: Tensor, patch: int, columns: int = 2) -> Figure:
+    """For each image (B, C, H, W): itself, what the encoder sees, and all targets imagined; `columns` of three.
+
+    patches (B, M, T, C*P*P) as from `imagination.imagine`
+    """
+    B, M = len(images), drawn.targets.shape[1]
+    figure, axes = grid_of(-(-B // columns), 3 * columns, cell=1.5)
+    views = images, compose(images, drawn, patches, patch, []), compose(images, drawn, patches, patch, list(range(M)))
+    for b in range(B):
+        for k, (view, title) in enumerate(zip(views, ("picture", "what is seen", "what is imagined"), strict=True)):
+            show(axes[b // columns, 3 * (b % columns) + k], view[b], title if b < columns else "")
+    for ax in axes.flat[3 * B :]:
+        ax.axis("off")
+    return figure
+
+
+def grain_curves(levels: dict[float, dict], chance: float) -> Figure:
+    """Accuracy against grain: I-JEPA, MAE and the random encoder under both probes, mean and spread over seeds.
+
+    levels  std of the grain -> what the main job wrote under "probes"
+    """
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    looks = {"ijepa": ("I-JEPA", "o-", "C0"), "mae": ("MAE", "s--", "C1"), "random": ("random encoder", "^:", "0.5")}
+    for ax, (column, title) in zip(figure.subplots(1, 2), (("linear", "linear probe"), ("knn", "kNN")), strict=True):
+        for name, (label, style, colour) in looks.items():
+            x = sorted(levels)
+            y = [levels[std][name][column] for std in x]
+            spread = [levels[std][name]["spread"][column] or 0.0 for std in x]
+            ax.errorbar(x, y, spread, fmt=style, color=colour, capsize=3, label=label, markersize=5)
+        ax.axhline(chance, color="0.8", linewidth=1)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("std of the grain (black 0, white 1)", fontsize=8)
+        ax.set_ylabel("accuracy in %", fontsize=8)
+        ax.tick_params(labelsize=8)
+    ax.legend(fontsize=8)
+    return figure
