@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -232,3 +235,15 @@ def test_watching_does_not_change_the_training(pictures, monkeypatch):
 def test_normalised_pixels_are_around_zero():
     grey = torch.tensor([0, 128, 255], dtype=torch.uint8)
     torch.testing.assert_close(normalise(grey), torch.tensor([-2.0, 0.00784, 2.0]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what torch brings on Linux")
+@pytest.mark.parametrize("package", ["toy_ijepa", "full_ijepa"])
+def test_waiting_threads_do_not_spin_for_long(package):
+    """The setting arrives where it counts: libgomp itself says what it read when torch was imported."""
+    wanted = {"OMP_DISPLAY_ENV": "VERBOSE", **os.environ}
+    for given, told in ((None, "10000"), ("77", "77")):
+        env = {k: v for k, v in wanted.items() if k != "GOMP_SPINCOUNT"} | ({"GOMP_SPINCOUNT": given} if given else {})
+        line = [sys.executable, "-c", f"import {package}, torch"]
+        said = subprocess.run(line, env=env, capture_output=True, text=True).stderr
+        assert f"GOMP_SPINCOUNT = '{told}'" in said
