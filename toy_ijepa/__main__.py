@@ -35,7 +35,7 @@ from toy_ijepa.recipe import METHODS, SIZES, STEPS, build, build_encoder, defaul
 from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
-TRIAL_STEPS = 15  # of a throw-away model, to say how long the run will take on this machine
+TRIAL_STEPS = 5, 20  # of a throw-away model, to warm up and to measure: how long will the run take on this machine?
 
 
 def parser() -> argparse.ArgumentParser:
@@ -246,9 +246,10 @@ def forecast(job: Job) -> None:
     """Train a throw-away model of each method for a few steps, and say how long the run will take on this machine."""
     minutes = {}
     for method in job.args.method:
-        trial = replace(job.config, steps=TRIAL_STEPS, minutes=None)
         model = build(method, seed=0, masks=job.args.masks, **job.dial)
-        rate = train(model, job.data[0].images[:2000], trial, progress=False).images_per_second
+        for steps in TRIAL_STEPS:
+            trial = replace(job.config, steps=steps, minutes=None)
+            rate = train(model, job.data[0].images[:2000], trial, progress=False).images_per_second
         batch = min(job.config.batch, len(job.data[0]))
         minutes[method] = job.steps(method) * batch / rate / 60 if job.steps(method) else job.args.minutes
     total = len(job.args.seed) * sum(minutes.values())
