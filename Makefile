@@ -5,6 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 ARGS ?=
+# TORCH=cpu asks, when the environment is first set up, for torch without CUDA's libraries, a much smaller download.
+TORCH ?=
+ifneq ($(filter-out cpu,$(TORCH)),)
+$(error TORCH=$(TORCH) is not known; say TORCH=cpu, or leave it out for the ordinary build)
+endif
 
 # Set-up depends on the dependencies alone: their text is kept in .stamp/, which is touched only when it changes.
 DEPENDENCIES := .stamp/dependencies
@@ -15,6 +20,10 @@ BENCH := $(VENV)/.ready-bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "With any of them, TORCH=cpu: a smaller torch, without CUDA. It counts when .venv is first set up; later, only after make clean."
+
+setup: $(SETUP)  ## set up .venv only
+.PHONY: setup
 
 toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about eight minutes; ARGS="--data cifar10 --minutes 10" for more
 	$(BIN)/python -m toy_ijepa $(ARGS)
@@ -57,15 +66,39 @@ $(BENCH): $(SETUP)
 	@touch $@
 
 comma := ,
+what = --constraint constraints.txt --editable ".[$(1)$(if $(2),$(comma)$(2))]"
 ifdef UV
+environment = @test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+cpu_uv := $(UV)
+have_uv := true
+plain := $(UV) pip install --quiet --python $(BIN)/python
+else
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
+plain := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+cpu_uv := $(BIN)/uv
+have_uv := $(plain) uv
+endif
+
+ifeq ($(TORCH),cpu)
+# uv knows where the CPU builds lie; without it, pip fetches it into the environment. They lie apart from the other
+# packages, and not every network reaches them: asked first, with little patience and nothing installed.
+patience := UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=1
+cpu := $(cpu_uv) pip install --quiet --python $(BIN)/python --torch-backend cpu
 define install
-	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(1)$(if $(2),$(comma)$(2))]"
+	$(environment)
+	@if { $(have_uv) && $(patience) $(cpu) --dry-run --no-deps --constraint constraints.txt torch torchvision; } 2>/dev/null; then \
+		echo "Installing with the CPU build of torch."; $(cpu) $(what); \
+	else \
+		echo "The CPU build of torch cannot be had from here; installing the ordinary build, which runs on a CPU as well."; \
+		$(plain) $(what); \
+	fi
 endef
 else
 define install
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(1)$(if $(2),$(comma)$(2))]"
+	$(environment)
+	$(plain) $(what)
 endef
 endif

@@ -29,6 +29,7 @@ def make(*args):
         ("lab", "jupyter lab"),
         ("classroom", "chapters/exercises/classroom.py"),
         ("lint", "ruff check"),
+        ("setup", "pip install"),
         ("bench", "-m toy_ijepa.bench"),
         ("help", "this list|grep"),
     ],
@@ -42,7 +43,7 @@ def test_targets(target, words):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_help_lists_every_target():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in ("toy", "test", "lab", "classroom", "lint", "bench", "help"):
+    for target in ("setup", "toy", "test", "lab", "classroom", "lint", "bench", "help"):
         assert f"make {target}" in listed
 
 
@@ -56,7 +57,8 @@ def test_set_up_again_only_when_the_dependencies_changed(tmp_path):
     stand_in.chmod(0o755)
 
     def calls():
-        done = subprocess.run(["make", f"UV={stand_in}", ".venv/.ready"], cwd=tmp_path, capture_output=True, text=True)
+        command = ["make", f"UV={stand_in}", "VENV=.venv", "TORCH=", ".venv/.ready"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return len((tmp_path / "calls").read_text().splitlines())
 
@@ -65,6 +67,57 @@ def test_set_up_again_only_when_the_dependencies_changed(tmp_path):
     assert calls() == 1
     (tmp_path / "constraints.txt").write_text("numpy==2.0.0\n")
     assert calls() == 2
+
+
+# Stands in for uv and for python: notes how it was called, and fails at what `missing` names.
+STAND_IN = """#!/bin/sh
+echo "$(basename "$0") $*" >> calls
+case "$*" in
+  "venv "*|"-m venv "*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  *"pip install"*" uv") grep -q uv missing && exit 1; cp "$0" .venv/bin/uv ;;
+  *"--torch-backend cpu"*) ! grep -q index missing ;;
+esac
+"""
+ASKED = "uv pip install .*--torch-backend cpu --dry-run .*torch torchvision"
+CPU, PLAIN = "uv pip install .*--torch-backend cpu .*--editable .*", "pip install (?!.*torch-backend).*--editable .*"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("tool", "torch", "missing", "wanted"),
+    [
+        ("uv", "", "", ["uv " + PLAIN]),
+        ("uv", "cpu", "", [ASKED, CPU]),
+        ("uv", "cpu", "index", [ASKED, "uv " + PLAIN]),
+        ("python", "", "", ["python -m " + PLAIN]),
+        ("python", "cpu", "", ["python -m pip install .*uv", ASKED, CPU]),
+        ("python", "cpu", "index", ["python -m pip install .*uv", ASKED, "python -m " + PLAIN]),
+        ("python", "cpu", "uv", ["python -m pip install .*uv", "python -m " + PLAIN]),
+    ],
+)
+def test_the_cpu_build_of_torch_is_asked_for_and_may_be_missing(tmp_path, tool, torch, missing, wanted):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    stand_in = tmp_path / tool
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    (tmp_path / "missing").write_text(missing)
+    uv, python = (stand_in, "python3") if tool == "uv" else ("", stand_in)
+    command = ["make", f"UV={uv}", f"PYTHON={python}", "VENV=.venv", f"TORCH={torch}", "setup"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "pip install" in line]
+    assert len(calls) == len(wanted), calls
+    for call, pattern in zip(calls, wanted, strict=True):
+        assert re.fullmatch(pattern, call), call
+    assert ("cannot be had from here" in done.stdout) == bool(missing)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_an_unknown_build_of_torch_is_refused():
+    done = make("TORCH=gpu", "toy")
+    assert done.returncode == 2
+    assert "TORCH=gpu is not known; say TORCH=cpu" in done.stderr
 
 
 def test_readme_names_the_two_commands():

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,8 +128,60 @@ def test_chapters_are_numbered_without_gap():
     assert len(CHAPTERS) >= len(ROOMS)
 
 
+class TestSetUp:
+    """The first cell of a chapter, for places where the notebook comes without the course."""
+
+    @pytest.fixture
+    def commands(self, monkeypatch, tmp_path):
+        """An empty folder, and a list of the commands that are asked for there; none is carried out."""
+        asked = []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.delenv("IJEPA_SOURCE", raising=False)
+        return asked
+
+    @pytest.fixture
+    def alone(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def run(self):
+        exec(source(cells(CHAPTERS[0])[0]), {})
+
+    def test_does_nothing_where_the_course_is_installed(self, commands, monkeypatch):
+        monkeypatch.setenv("IJEPA_SOURCE", "somewhere")
+        before = [*sys.path]
+        self.run()
+        assert (commands, sys.path) == ([], before)
+
+    def test_says_what_to_do_without_an_address(self, commands, alone):
+        with pytest.raises(ModuleNotFoundError, match="`make lab`, or set SOURCE"):
+            self.run()
+        assert commands == []
+
+    def test_fetches_installs_and_makes_importable(self, commands, alone, monkeypatch, tmp_path):
+        monkeypatch.setenv("IJEPA_SOURCE", "somewhere")
+        clone = os.path.abspath("ijepa-course")
+        fetch = ["git", "clone", "--quiet", "--depth", "1", "somewhere", clone]
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--editable", clone]
+        self.run()
+        assert commands == [fetch, install]
+        assert sys.path[0] == clone
+        (tmp_path / "ijepa-course").mkdir()  # fetched, but not installed: run again after a failure
+        self.run()
+        assert commands == [fetch, install, install]
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 class TestChapter:
+    def test_begins_with_the_set_up_cell(self, path):
+        first = cells(path)[0]
+        assert source(first) == source(cells(CHAPTERS[0])[0])
+        assert first["outputs"] == []
+
+    def test_only_the_set_up_cell_fetches_the_course(self, path):
+        assert not any("IJEPA_SOURCE" in source(cell) for cell in cells(path)[1:])
+
     def test_has_the_frame(self, path):
         words = text(path)
         headings = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
