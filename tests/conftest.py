@@ -21,9 +21,11 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing a test decodes or downloads lands in the user's cache."""
+    """Nothing a test decodes lands in the user's cache; neither it nor a process that it starts asks a server."""
     monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("IJEPA_WAIT", "0")
     monkeypatch.delenv("IJEPA_DATA", raising=False)
+    monkeypatch.delenv("IJEPA_MIRROR", raising=False)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toy_ijepa import shapes
+from toy_ijepa.environment import import_torchvision
+from toy_ijepa.fetch import fetch
 from toy_ijepa.folders import SPLITS, DataError, ImageSet, cache_root, from_folder
 
 EMBEDDED = "shapes:0.4"  # the embedded pictures of the main job: silhouettes under grain of this std
@@ -30,7 +32,8 @@ def load(name: str, split: str = "train", image_size: int | None = None, allow_s
     image_size     side in pixels to resize to (shorter side, then the middle square); default the set's own
     allow_skipped  go on although more than a small share of a folder's files cannot be read
 
-    A folder tree NAME/{train,test}/<class>/* under the environment variable IJEPA_DATA is read instead of a download.
+    A folder tree NAME/{train,test}/<class>/* under the environment variable IJEPA_DATA is read instead of a download;
+    where else archives are looked for, and for how long, is in fetch.py.
     Raises DataError (a ValueError) for an unknown name or split, an empty folder, or a download that fails.
     """
     if image_size is not None and image_size < 1:
@@ -97,14 +100,13 @@ def from_shapes(split: str, image_size: int | None, grain: float = 0.0) -> Image
 
 
 def from_torchvision(name: str, split: str, image_size: int | None) -> ImageSet:
-    """A torchvision set, downloaded and checked by torchvision on first use."""
-    from torchvision import datasets  # a slow import that only these sets need
-
+    """A torchvision set, fetched and checked on first use. Raises MachineError if torchvision does not work here."""
+    import_torchvision()  # outside of what is taken for a failed download
     root = cache_root() / "downloads"
     part = {"split": split} if name == "stl10" else {"train": split == "train"}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        source = getattr(datasets, name.upper())(root, download=True, **part)
+        source = fetch(name, root, **part)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"could not fetch {name} ({error}). Put its files under {root}, or set IJEPA_DATA to a folder that holds "

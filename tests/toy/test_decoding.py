@@ -122,11 +122,13 @@ load(sys.argv[1])
 """
 
 
-def test_a_torchvision_that_does_not_fit_is_not_a_broken_picture(tmp_path):
-    """The case seen: its compiled operators are missing, which every JPEG would be blamed for."""
+@pytest.mark.parametrize("name", ["folder:p", "cifar10"])
+def test_a_torchvision_that_does_not_fit_is_not_a_broken_picture(name, tmp_path, monkeypatch):
+    """The case seen: its compiled operators are missing, which every JPEG or every download would be blamed for."""
+    monkeypatch.chdir(tmp_path)
     for i in range(10):
         paint(tmp_path / "p" / f"{i}.jpg")
-    line = [sys.executable, "-c", BROKEN, f"folder:{tmp_path / 'p'}"]
+    line = [sys.executable, "-c", BROKEN, name]
     done = subprocess.run(line, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert "MachineError: torchvision" in last
