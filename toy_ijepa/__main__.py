@@ -352,7 +352,10 @@ def conclude(job: Job) -> None:
 
 
 def probed_part(data: tuple[ImageSet, ImageSet], labels: int | None) -> tuple[ImageSet, ImageSet] | None:
-    """Training and test pictures for the probes: `labels` (default LABELS) of training at random; None without classes."""
+    """Pictures for the probes: `labels` training ones at random (default LABELS) and all for testing.
+
+    None without two classes.
+    """
     train_set, test_set = data
     if len(train_set.classes) < 2:
         return None
