@@ -18,7 +18,7 @@ from toy_ijepa.environment import import_torchvision
 from toy_ijepa.fetch import fetch
 from toy_ijepa.folders import SPLITS, DataError, ImageSet, cache_root, from_folder
 
-EMBEDDED = "shapes:0.4"  # the embedded pictures of the main job: silhouettes under grain of this std
+EMBEDDED = "shapes:0.5"  # the embedded pictures of the main job: silhouettes under grain of this std
 NAMES = ("shapes", "cifar10", "cifar100", "stl10")
 SHAPES_COUNT = {"train": 20_000, "test": 4_000}
 

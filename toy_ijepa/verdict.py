@@ -181,6 +181,8 @@ def next_steps(metrics: dict, reference: dict | None) -> list[str]:
     """What to type next."""
     methods = [name for name in metrics["training"] if name in metrics["probes"]]
     failed = [name for name in methods if not learned(metrics, name, reference)]
+    if not methods:
+        return []
     data, steps = metrics["data"], max((r["steps"] for name in methods for r in metrics["training"][name]), default=0)
     command = f"python -m toy_ijepa --data {data}"
     if any(collapse(metrics, name) for name in failed):
@@ -191,7 +193,8 @@ def next_steps(metrics: dict, reference: dict | None) -> list[str]:
         ]
     if data == "cifar10":
         return [f"Next: five times as long, {command} --steps 6000: {longer()}"]
-    return [f"Next: three seeds, {command} --seed 0 1 2; or photographs, python -m toy_ijepa --data cifar10."]
+    seeds = f"three seeds, {command} --seed 0 1 2; or " if len(metrics["training"][methods[0]]) == 1 else ""
+    return [f"Next: {seeds}photographs, python -m toy_ijepa --data cifar10."]
 
 
 def longer() -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from toy_ijepa import __main__ as job
+from toy_ijepa.data import EMBEDDED
 from toy_ijepa.recipe import METHODS, SIZES, build, default_patch
 from toy_ijepa.weights import load_encoder
 
@@ -79,6 +81,67 @@ def test_figures_weights_and_history_are_there(finished):
     encoder = load_encoder(out / "encoder.safetensors")
     assert encoder.config["width"] == SIZES["tiny"].width
     assert load_encoder(out / "mae-seed1" / "encoder.safetensors").grid == (4, 4)
+
+
+def outcome(out):
+    """What a run found, without what the clock says."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    return (
+        metrics["probes"],
+        metrics["diagnostics"],
+        [[t["loss"] for t in runs] for runs in metrics["training"].values()],
+    )
+
+
+def test_a_busy_machine_gives_the_same_table(tmp_path):
+    """The same bits, while other programs keep every core busy."""
+    args = [*SMALL, "--no-pixels", "--method", "ijepa", "mae", "--out"]
+    assert run(*args, "quiet", cwd=tmp_path).returncode == 0
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        assert run(*args, "busy", cwd=tmp_path).returncode == 0
+    finally:
+        for other in others:
+            other.kill()
+    assert outcome(tmp_path / "quiet") == outcome(tmp_path / "busy")
+
+
+def test_without_photographs_the_embedded_set_steps_in_and_the_first_line_says_why(tmp_path):
+    """IJEPA_WAIT is 0 in all tests: no server is asked."""
+    done = run("--steps", 1, "--method", "ijepa", "--labels", 200, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith(f"pictures: the embedded {EMBEDDED}, because CIFAR-10 cannot be had here: no server had")
+    assert "IJEPA_MIRROR" in first
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == EMBEDDED
+
+
+def test_photographs_are_the_default_where_they_can_be_had(tmp_path, monkeypatch):
+    for i in range(60):
+        folder = tmp_path / "data" / "cifar10" / ("test" if i % 3 == 0 else "train") / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 20 + 40 * (i % 2)).convert("RGB").save(folder / f"{i}.png")
+    monkeypatch.setenv("IJEPA_DATA", str(tmp_path / "data"))
+    done = run("--steps", 1, "--batch", 4, "--method", "ijepa", "--no-pixels", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pictures: CIFAR-10, photographs")
+    assert "40 training, 20 test pictures of 16 px" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert "1 steps instead of 1200" in told or "Yours agrees with it" in told
+
+
+def test_a_set_that_is_mostly_broken_asks_first(tmp_path):
+    for i in range(40):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        Image.effect_noise((16, 16), 50).save(tmp_path / "p" / f"{i:02}.png")
+    for i in range(0, 40, 4):
+        (tmp_path / "p" / f"{i:02}.png").write_text("broken")
+    args = ["--data", f"folder:{tmp_path / 'p'}", "--steps", 1, "--batch", 4, "--method", "ijepa"]
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pictures cannot be read, more than 5%" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert run(*args, "--allow-skipped", cwd=tmp_path).returncode == 0
 
 
 def test_a_run_is_never_overwritten(finished):

@@ -126,7 +126,7 @@ def test_without_reference_or_baselines_nothing_is_invented():
 
 
 def test_stored_references_hold_what_the_verdict_reads():
-    for name in ("cifar10", "shapes:0.4"):
+    for name in ("cifar10", "shapes:0.5"):
         found = words.reference_for(name)
         assert found is not None, name
         assert found["data"] == name
