@@ -29,6 +29,7 @@ from full_ijepa.evaluate.run import load_run
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
+from toy_ijepa.environment import check_versions
 from toy_ijepa.training import NonFiniteLossError
 
 
@@ -155,6 +156,7 @@ COMMANDS = dict(pretrain=pretrain, evaluate=evaluate, report=report, doctor=doct
 def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     try:
+        check_versions()
         return tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m full_ijepa",

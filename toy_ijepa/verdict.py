@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -184,7 +185,7 @@ def next_steps(metrics: dict, reference: dict | None) -> list[str]:
     if not methods:
         return []
     data, steps = metrics["data"], max((r["steps"] for name in methods for r in metrics["training"][name]), default=0)
-    command = f"python -m toy_ijepa --data {data}"
+    command = f"python -m toy_ijepa --data {shlex.quote(data)}"
     if any(collapse(metrics, name) for name in failed):
         return [f"Next: {command} --method ijepa-vc, which keeps features spread; the history shows when it began."]
     if failed:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from importlib import metadata
@@ -99,6 +100,19 @@ def test_versions_that_do_not_fit_are_told_with_the_remedy(monkeypatch):
     ) as e:
         environment.check_versions()
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("package", ["toy_ijepa", "full_ijepa"])
+def test_both_command_lines_check_at_the_start(package, monkeypatch, capsys):
+    main = importlib.import_module(f"{package}.__main__").main
+    monkeypatch.setattr(sys, "argv", ["run", *(["doctor", "nowhere"] if package == "full_ijepa" else [])])
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.0.1" if name == "torch" else version(name))
+    assert main() == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: torchvision ")
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
 
 
 def test_a_missing_package_is_told(monkeypatch):
