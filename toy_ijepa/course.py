@@ -26,13 +26,23 @@ from toy_ijepa.recipe import load_model
 from toy_ijepa.training import uses_bf16
 
 ASSETS = Path(__file__).parents[1] / "assets"
+QUICK_STEPS = 10  # of a training that only has to run: one mean over ten steps, which is what curves are made of
+QUICK_PICTURES = 500  # that a probe only has to run on: fifty of a class
+
+
+@cache
+def read(name: str, split: str) -> ImageSet:
+    """A whole split, read once for a chapter: even from the cache, listing 60,000 files takes seconds."""
+    return load(name, split)
 
 
 @cache
 def source() -> str:
     """ "cifar10" if it is here or can be fetched, otherwise "shapes"; says which, once."""
+    if quick():
+        print("IJEPA_QUICK is set: trainings take a few steps, for tests. Nothing printed here is worth storing.")
     try:
-        load("cifar10", "test")
+        read("cifar10", "test")
     except DataError as error:
         print(f"Pictures: the embedded `shapes`, because CIFAR-10 is not here ({error}).")
         print("Everything runs; numbers and pictures differ from those printed in the text.")
@@ -46,17 +56,36 @@ def pictures(split: str = "train", count: int | None = None) -> ImageSet:
 
     Folders are sorted by class, so without the shuffle the first thousand pictures would all be aeroplanes.
     """
-    found = load(source(), split)
+    found = read(source(), split)
     if count is None:
         return found
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[: few(count)]
     factors = {name: value[order] for name, value in found.factors.items()}
     return ImageSet(found.images[order], found.labels[order], found.classes, factors)
 
 
 def hurried() -> bool:
     """Whether the reader is in a hurry (environment variable IJEPA_HURRY=1): long trainings load shipped weights."""
-    return os.environ.get("IJEPA_HURRY", "0") not in ("", "0")
+    return quick() or os.environ.get("IJEPA_HURRY", "0") not in ("", "0")
+
+
+def quick() -> bool:
+    """Whether nobody reads along (environment variable IJEPA_QUICK=1, set by `make test`): every cell runs, few learn.
+
+    Cells whose checks need the whole training are tagged "whole"; pytest reports them as not checked.
+    """
+    return os.environ.get("IJEPA_QUICK", "0") not in ("", "0")
+
+
+def steps(whole: int, hurry: int | None = None) -> int:
+    """How many optimiser steps to train for: `whole`; `hurry`, if given, for a reader in a hurry; fewer for tests."""
+    asked = hurry if hurry is not None and hurried() else whole
+    return min(asked, QUICK_STEPS) if quick() else asked
+
+
+def few(count: int) -> int:
+    """How many pictures to look at: `count`; fewer for tests."""
+    return min(count, QUICK_PICTURES) if quick() else count
 
 
 def pretrained(method: str = "ijepa", data: str | None = None) -> nn.Module:
