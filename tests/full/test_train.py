@@ -241,6 +241,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow  # quick: the same stops in this process, test_interrupted_anywhere_the_run_ends_the_same
 def test_killed_at_any_moment_the_run_ends_the_same(tmp_path, recipe):
     """kill -9 at random moments, again and again; the first run is left alone."""
     flags, chance = arguments(recipe), random.Random(4)
