@@ -11,38 +11,31 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from toy_ijepa.data import load
-from toy_ijepa.folders import DataError, ImageSet
+from toy_ijepa.folders import DataError, ImageSet, cache_root
 from toy_ijepa.recipe import load_model
 from toy_ijepa.training import uses_bf16
 
 ASSETS = Path(__file__).parents[1] / "assets"
 QUICK_STEPS = 10  # of a training that only has to run: one mean over ten steps, which is what curves are made of
-QUICK_PICTURES = 500  # that a probe only has to run on: fifty of a class
+QUICK_PICTURES = 500  # of a split: fifty of a class, enough for every probe to run
 
 
 @cache
-def read(name: str, split: str) -> ImageSet:
-    """A whole split, read once for a chapter: even from the cache, listing 60,000 files takes seconds."""
-    return load(name, split)
-
-
-@cache
-def source() -> str:
+def kind() -> str:
     """ "cifar10" if it is here or can be fetched, otherwise "shapes"; says which, once."""
-    if quick():
-        print("IJEPA_QUICK is set: trainings take a few steps, for tests. Nothing printed here is worth storing.")
     try:
-        read("cifar10", "test")
+        small_part("cifar10") if quick() else load("cifar10", "test")
     except DataError as error:
         print(f"Pictures: the embedded `shapes`, because CIFAR-10 is not here ({error}).")
         print("Everything runs; numbers and pictures differ from those printed in the text.")
@@ -51,15 +44,45 @@ def source() -> str:
     return "cifar10"
 
 
+@cache
+def source() -> str:
+    """The set that this course uses here, as `--data` takes it: `kind`, or a small part of it for tests."""
+    if not quick():
+        return kind()
+    print("IJEPA_QUICK is set: few pictures and few steps, for tests. Nothing that is printed here is worth storing.")
+    return f"folder:{small_part(kind())}"
+
+
+def small_part(name: str) -> Path:
+    """A folder with QUICK_PICTURES of each split of a set, written once: whatever reads it is quick."""
+    root = cache_root() / "quick" / f"{name}-{QUICK_PICTURES}"
+    if not root.is_dir():
+        part = root.with_name(f"{root.name}.{os.getpid()}.part")
+        for split in ("train", "test"):
+            found = load(name, split)
+            for number in shuffled(len(found))[:QUICK_PICTURES].tolist():
+                folder = part / split / found.classes[found.labels[number]]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(found.images[number].permute(1, 2, 0).numpy()).save(folder / f"{number:05}.png")
+        with suppress(OSError):  # another process was first
+            part.rename(root)
+    return root
+
+
+def shuffled(count: int) -> Tensor:
+    """Numbers of pictures in an order that is always the same."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
 def pictures(split: str = "train", count: int | None = None) -> ImageSet:
     """CIFAR-10, or `shapes` where it cannot be had; the first `count` pictures of a fixed shuffle, or all.
 
     Folders are sorted by class, so without the shuffle the first thousand pictures would all be aeroplanes.
     """
-    found = read(source(), split)
+    found = load(source(), split)
     if count is None:
         return found
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[: few(count)]
+    order = shuffled(len(found))[:count]
     factors = {name: value[order] for name, value in found.factors.items()}
     return ImageSet(found.images[order], found.labels[order], found.classes, factors)
 
@@ -77,15 +100,15 @@ def quick() -> bool:
     return os.environ.get("IJEPA_QUICK", "0") not in ("", "0")
 
 
-def steps(whole: int, hurry: int | None = None) -> int:
-    """How many optimiser steps to train for: `whole`; `hurry`, if given, for a reader in a hurry; fewer for tests."""
+def steps(whole: int, hurry: int | None = None, tests: int = QUICK_STEPS) -> int:
+    """How many optimiser steps to train for: `whole`; `hurry` for a reader in a hurry; at most `tests` for tests."""
     asked = hurry if hurry is not None and hurried() else whole
-    return min(asked, QUICK_STEPS) if quick() else asked
+    return min(asked, tests) if quick() else asked
 
 
-def few(count: int) -> int:
-    """How many pictures to look at: `count`; fewer for tests."""
-    return min(count, QUICK_PICTURES) if quick() else count
+def few(whole: int, hurry: int | None = None, tests: int = QUICK_PICTURES) -> int:
+    """How many pictures to draw or to train on, in the same way."""
+    return steps(whole, hurry, tests)
 
 
 def pretrained(method: str = "ijepa", data: str | None = None) -> nn.Module:
@@ -93,7 +116,7 @@ def pretrained(method: str = "ijepa", data: str | None = None) -> nn.Module:
 
     How it was trained stands in assets/weights/README.md. Raises FileNotFoundError if there is no such file.
     """
-    model, _ = load_model(ASSETS / "weights" / f"{method}-{data or source()}.safetensors")
+    model, _ = load_model(ASSETS / "weights" / f"{method}-{data or kind()}.safetensors")
     return model
 
 
