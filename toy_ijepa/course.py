@@ -9,6 +9,7 @@ import html
 import io
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +67,7 @@ def small_part(name: str) -> Path:
                 Image.fromarray(found.images[number].permute(1, 2, 0).numpy()).save(folder / f"{number:05}.png")
         with suppress(OSError):  # another process was first
             part.rename(root)
+        shutil.rmtree(part, ignore_errors=True)
     return root
 
 
