@@ -11,21 +11,24 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH=$(TORCH) is not known; say TORCH=cpu, or leave it out for the ordinary build)
 endif
 
+# Two workers for two cores, each with one thread so that they do not fight; a whole file goes to one of them, because
+# the cells of a chapter share a kernel. ARGS="-n 0" runs one test after another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 # Set-up depends on the dependencies alone: their text is kept in .stamp/, which is touched only when it changes.
 DEPENDENCIES := .stamp/dependencies
 SETUP := $(VENV)/.ready
 BENCH := $(VENV)/.ready-bench
 
-.PHONY: help toy lab classroom test lint format bench clean FORCE
+.PHONY: help setup toy lab classroom test test-all lint format bench clean FORCE
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "With any of them, TORCH=cpu: a smaller torch, without CUDA. It counts when .venv is first set up; later, only after make clean."
 
 setup: $(SETUP)  ## set up .venv only
-.PHONY: setup
 
-toy: $(SETUP)  ## pre-train and probe the toy on embedded pictures, about eight minutes; ARGS="--data cifar10 --minutes 10" for more
+toy: $(SETUP)  ## pre-train and probe the toy and its pixel-predicting twin, about ten minutes; ARGS="--data folder:my/pictures" for your own
 	$(BIN)/python -m toy_ijepa $(ARGS)
 
 lab: $(SETUP)  ## open the chapters in JupyterLab
@@ -34,8 +37,11 @@ lab: $(SETUP)  ## open the chapters in JupyterLab
 classroom: $(SETUP)  ## make the students' release of the exercises with nbgrader, in classroom/
 	$(BIN)/python chapters/exercises/classroom.py $(ARGS)
 
-test: $(SETUP)  ## all tests; ARGS="-k masking" for some
-	$(BIN)/python -m pytest $(ARGS)
+test: $(SETUP)  ## every package and chapter the quick way, what to run before a commit; ARGS="-k masking" for some
+	IJEPA_QUICK=1 $(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(SETUP)  ## every test, and every chapter with its whole trainings (IJEPA_HURRY=1: shorter ones)
+	$(PYTEST) $(ARGS)
 
 lint: $(SETUP)  ## check code and notebooks with ruff
 	$(BIN)/ruff check .

@@ -25,7 +25,8 @@ def make(*args):
     ("target", "words"),
     [
         ("toy", "-m toy_ijepa"),
-        ("test", "-m pytest"),
+        ("test", 'IJEPA_QUICK=1 .*-m pytest .*-m "not slow"'),
+        ("test-all", "-m pytest(?!.*slow)"),
         ("lab", "jupyter lab"),
         ("classroom", "chapters/exercises/classroom.py"),
         ("lint", "ruff check"),
@@ -43,8 +44,8 @@ def test_targets(target, words):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_help_lists_every_target():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in ("setup", "toy", "test", "lab", "classroom", "lint", "bench", "help"):
-        assert f"make {target}" in listed
+    for target in ("setup", "toy", "test", "test-all", "lab", "classroom", "lint", "bench", "help"):
+        assert f"make {target} " in listed
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -9,28 +9,32 @@ import html
 import io
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from toy_ijepa.data import load, photographs
 from toy_ijepa.environment import import_torchvision
-from toy_ijepa.folders import ImageSet
+from toy_ijepa.folders import ImageSet, cache_root
 from toy_ijepa.recipe import load_model
 from toy_ijepa.training import uses_bf16
 
 ASSETS = Path(__file__).parents[1] / "assets"
+QUICK_STEPS = 10  # of a training that only has to run: one mean over ten steps, which is what curves are made of
+QUICK_PICTURES = 500  # of a split: fifty of a class, enough for every probe to run
 
 
 @cache
-def source() -> str:
+def kind() -> str:
     """ "cifar10" if it is here or can be fetched, otherwise "shapes"; says which, once."""
     found, why = photographs(otherwise="shapes")
     if found == "shapes":
@@ -41,6 +45,37 @@ def source() -> str:
     return found
 
 
+@cache
+def source() -> str:
+    """The set that this course uses here, as `--data` takes it: `kind`, or a small part of it for tests."""
+    if not quick():
+        return kind()
+    print("IJEPA_QUICK is set: few pictures and few steps, for tests. Nothing that is printed here is worth storing.")
+    return f"folder:{small_part(kind())}"
+
+
+def small_part(name: str) -> Path:
+    """A folder with QUICK_PICTURES of each split of a set, written once: whatever reads it is quick."""
+    root = cache_root() / "quick" / f"{name}-{QUICK_PICTURES}"
+    if not root.is_dir():
+        part = root.with_name(f"{root.name}.{os.getpid()}.part")
+        for split in ("train", "test"):
+            found = load(name, split)
+            for number in shuffled(len(found))[:QUICK_PICTURES].tolist():
+                folder = part / split / found.classes[found.labels[number]]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(found.images[number].permute(1, 2, 0).numpy()).save(folder / f"{number:05}.png")
+        with suppress(OSError):  # another process was first
+            part.rename(root)
+        shutil.rmtree(part, ignore_errors=True)
+    return root
+
+
+def shuffled(count: int) -> Tensor:
+    """Numbers of pictures in an order that is always the same."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
 def pictures(split: str = "train", count: int | None = None) -> ImageSet:
     """CIFAR-10, or `shapes` where it cannot be had; the first `count` pictures of a fixed shuffle, or all.
 
@@ -49,14 +84,33 @@ def pictures(split: str = "train", count: int | None = None) -> ImageSet:
     found = load(source(), split)
     if count is None:
         return found
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count]
+    order = shuffled(len(found))[:count]
     factors = {name: value[order] for name, value in found.factors.items()}
     return ImageSet(found.images[order], found.labels[order], found.classes, factors)
 
 
 def hurried() -> bool:
     """Whether the reader is in a hurry (environment variable IJEPA_HURRY=1): long trainings load shipped weights."""
-    return os.environ.get("IJEPA_HURRY", "0") not in ("", "0")
+    return quick() or os.environ.get("IJEPA_HURRY", "0") not in ("", "0")
+
+
+def quick() -> bool:
+    """Whether nobody reads along (environment variable IJEPA_QUICK=1, set by `make test`): every cell runs, few learn.
+
+    Cells whose checks need the whole training are tagged "whole"; pytest reports them as not checked.
+    """
+    return os.environ.get("IJEPA_QUICK", "0") not in ("", "0")
+
+
+def steps(whole: int, hurry: int | None = None, tests: int = QUICK_STEPS) -> int:
+    """How many optimiser steps to train for: `whole`; `hurry` for a reader in a hurry; at most `tests` for tests."""
+    asked = hurry if hurry is not None and hurried() else whole
+    return min(asked, tests) if quick() else asked
+
+
+def few(whole: int, hurry: int | None = None, tests: int = QUICK_PICTURES) -> int:
+    """How many pictures to draw or to train on, in the same way."""
+    return steps(whole, hurry, tests)
 
 
 def pretrained(method: str = "ijepa", data: str | None = None) -> nn.Module:
@@ -64,7 +118,7 @@ def pretrained(method: str = "ijepa", data: str | None = None) -> nn.Module:
 
     How it was trained stands in assets/weights/README.md. Raises FileNotFoundError if there is no such file.
     """
-    model, _ = load_model(ASSETS / "weights" / f"{method}-{data or source()}.safetensors")
+    model, _ = load_model(ASSETS / "weights" / f"{method}-{data or kind()}.safetensors")
     return model
 
 

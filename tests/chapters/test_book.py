@@ -232,6 +232,14 @@ class TestChapter:
         said = "".join("".join(o.get("text", "")) for cell in cells(path) for o in cell["outputs"])
         if "course.pictures" in "".join(map(source, cells(path))):
             assert "Pictures: CIFAR-10" in said
+            assert "IJEPA_QUICK" not in said, "stored from the quick way of `make test`: run it again without"
+
+    def test_only_checks_are_excused_from_the_quick_way(self, path):
+        """`make test` reports a cell tagged "whole" as not checked: it holds a check and no training."""
+        for cell in cells(path):
+            tags = cell["metadata"].get("tags", [])
+            assert set(tags) <= {"whole"}, cell["id"]
+            assert not tags or "assert" in source(cell), cell["id"]
 
     def test_figures_are_described_and_small(self, path):
         for cell in cells(path):

@@ -32,7 +32,7 @@ def pictures(tmp_path_factory) -> Path:
     return draw_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(pictures) -> Recipe:
     """15 optimiser steps of 8 images in two micro-batches, in fp32 so that numbers can be compared."""
     return Recipe(

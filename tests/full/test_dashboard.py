@@ -13,9 +13,10 @@ from full_ijepa.dashboard import CURVES, Dashboard, DashboardModel, State
 from full_ijepa.train import pretrain
 
 
-@pytest.fixture
-def finished(recipe, tmp_path):
-    return pretrain(recipe, tmp_path / "whole", progress=False).out
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """A run to its end, which no test writes to."""
+    return pretrain(recipe, tmp_path_factory.mktemp("dashboard") / "whole", progress=False).out
 
 
 def part_of(run, out, rows: int):

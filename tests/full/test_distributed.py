@@ -58,7 +58,9 @@ def test_the_leader_goes_first_then_one_of_each_machine(monkeypatch, rank, local
     assert len(waited) == 2
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+# Each launch imports torch in three processes or more. The quick suite keeps the first of these tests, where two
+# processes train as one; that a run goes on after a stop is there in one process (test_train.py).
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_give_the_loss_of_one(tmp_path, alone, parallel):
     flags, single = alone
     line = [*torchrun("--standalone", "--nproc-per-node", "2"), *flags, "--out", str(tmp_path / "run")]
@@ -68,6 +70,7 @@ def test_two_processes_give_the_loss_of_one(tmp_path, alone, parallel):
     close(tmp_path / "run", single)
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_loss_of_one(tmp_path, alone):
     flags, single = alone
     where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port())]
@@ -86,6 +89,7 @@ def test_two_nodes_give_the_loss_of_one(tmp_path, alone):
     close(tmp_path / "run", single)
 
 
+@pytest.mark.slow
 def test_a_killed_process_comes_back_and_the_run_ends_the_same(tmp_path, alone):
     flags, _ = alone
     out = tmp_path / "run"
@@ -119,6 +123,7 @@ def workers_of(parent: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_checkpoint_of_one_process_is_continued_by_two(tmp_path, alone, parallel):
     flags, single = alone

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from full_ijepa import checkpoint, methods, train
+from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.data import accumulation
 from full_ijepa.recipes import RECIPES
@@ -241,6 +242,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow  # quick: the same stops in this process, test_interrupted_anywhere_the_run_ends_the_same
 def test_killed_at_any_moment_the_run_ends_the_same(tmp_path, recipe):
     """kill -9 at random moments, again and again; the first run is left alone."""
     flags, chance = arguments(recipe), random.Random(4)
@@ -276,11 +278,13 @@ def journal_size(out: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_the_command_line_says_what_is_wrong(tmp_path):
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     def said(*flags: str) -> tuple[int, str]:
-        line = [sys.executable, "-m", "full_ijepa", "pretrain", "smoke", "--out", str(tmp_path / "run"), *flags]
-        done = subprocess.run(line, env=environment(), capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
+        try:
+            code = main(["pretrain", "smoke", "--out", str(tmp_path / "run"), *flags])
+        except SystemExit as end:  # of a flag that does not exist
+            code = end.code
+        return code, "".join(capsys.readouterr())
 
     code, text = said("--image-size", "30")
     assert (code, "not a whole number of patches" in text) == (2, True)
@@ -292,8 +296,6 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
 
 
 def test_dry_run_estimates_and_trains_nothing(tmp_path, capsys):
-    from full_ijepa.__main__ import main
-
     line = ["pretrain", "smoke", "--dry-run", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(line) == 0
     said = capsys.readouterr().out
