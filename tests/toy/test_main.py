@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,7 @@ def test_a_run_is_never_overwritten(finished):
 def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path, monkeypatch, capsys):
     """In this process: starting another for each would take most of the time."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the job sets its own: put back afterwards
     monkeypatch.setattr(sys, "argv", ["toy_ijepa", *([] if "--data" in args else ["--data", "shapes"]), *args])
     assert job.main() == 2
     said = capsys.readouterr().err
