@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
@@ -25,6 +28,18 @@ SMALL = ["--steps", "3", "--data", "shapes", "--batch", "16", "--labels", "200",
 def run(*args, cwd, **options):
     command = [sys.executable, "-m", "toy_ijepa", *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+
+
+def run_here(*args, cwd):
+    """The job in this process: a new one takes seconds to import torch."""
+    line, out, err = ["toy_ijepa", *map(str, args)], io.StringIO(), io.StringIO()
+    told = patch.object(warnings, "formatwarning", warnings.formatwarning)  # the job sets its own: put back afterwards
+    with chdir(cwd), patch.object(sys, "argv", line), told, redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = job.main()
+        except SystemExit as end:  # argparse
+            code = end.code
+    return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +125,7 @@ def test_a_busy_machine_gives_the_same_table(tmp_path):
 def test_without_photographs_the_embedded_set_steps_in_and_the_first_line_says_why(tmp_path):
     """IJEPA_WAIT is 0 in all tests: no server is asked."""
     args = ["--steps", 1, "--method", "ijepa", "--labels", 200, "--image-size", 16, "--patch", 4, "--no-pixels"]
-    done = run(*args, "--out", "run", cwd=tmp_path)
+    done = run_here(*args, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()[0]
     assert first.startswith(f"pictures: the embedded {EMBEDDED}, because CIFAR-10 cannot be had here: no server had")
@@ -124,7 +139,7 @@ def test_photographs_are_the_default_where_they_can_be_had(tmp_path, monkeypatch
         folder.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((16, 16), 20 + 40 * (i % 2)).convert("RGB").save(folder / f"{i}.png")
     monkeypatch.setenv("IJEPA_DATA", str(tmp_path / "data"))
-    done = run("--steps", 1, "--batch", 4, "--method", "ijepa", "--no-pixels", "--out", "run", cwd=tmp_path)
+    done = run_here("--steps", 1, "--batch", 4, "--method", "ijepa", "--no-pixels", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("pictures: CIFAR-10, photographs")
     assert "40 training, 20 test pictures of 16 px" in done.stdout
@@ -139,17 +154,17 @@ def test_a_set_that_is_mostly_broken_asks_first(tmp_path):
     for i in range(0, 40, 4):
         (tmp_path / "p" / f"{i:02}.png").write_text("broken")
     args = ["--data", f"folder:{tmp_path / 'p'}", "--steps", 1, "--batch", 4, "--method", "ijepa"]
-    done = run(*args, cwd=tmp_path)
+    done = run_here(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert "pictures cannot be read, more than 5%" in done.stderr
     assert not (tmp_path / "runs").exists()
-    assert run(*args, "--no-pixels", "--allow-skipped", cwd=tmp_path).returncode == 0
+    assert run_here(*args, "--no-pixels", "--allow-skipped", cwd=tmp_path).returncode == 0
 
 
 def test_a_run_is_never_overwritten(finished):
     out, _ = finished
     before = (out / "metrics.json").read_bytes()
-    again = run(*SMALL, "--out", out, cwd=out.parent)
+    again = run_here(*SMALL, "--out", out, cwd=out.parent)
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
     assert "already holds a run" in again.stderr
     assert (out / "metrics.json").read_bytes() == before
@@ -174,16 +189,12 @@ def test_a_run_is_never_overwritten(finished):
         (["--method", "mae", "--image-size", "16", "--patch", "16"], "no target or no context"),
     ],
 )
-def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path, monkeypatch, capsys):
-    """In this process: starting another for each would take most of the time."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the job sets its own: put back afterwards
-    monkeypatch.setattr(sys, "argv", ["toy_ijepa", *([] if "--data" in args else ["--data", "shapes"]), *args])
-    assert job.main() == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert len(said.splitlines()) == 1
-    assert words in said
+def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path):
+    done = run_here(*([] if "--data" in args else ["--data", "shapes"]), *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -191,7 +202,9 @@ def test_pictures_without_classes_train_and_are_not_probed(tmp_path):
     (tmp_path / "p").mkdir()
     for i in range(40):
         Image.new("RGB", (16, 16), (6 * i, 0, 0)).save(tmp_path / "p" / f"{i}.png")
-    done = run("--data", f"folder:{tmp_path / 'p'}", "--steps", 2, "--method", "ijepa", "--out", "run", cwd=tmp_path)
+    done = run_here(
+        "--data", f"folder:{tmp_path / 'p'}", "--steps", 2, "--method", "ijepa", "--out", "run", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "nothing to probe" in done.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["probes"] == {}
@@ -203,7 +216,7 @@ def test_few_and_large_pictures_go_through(tmp_path):
         (tmp_path / "p" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.effect_noise((224, 224), 20 + 40 * (i % 2)).save(tmp_path / "p" / "ab"[i % 2] / f"{i}.png")
     args = ["--steps", 1, "--batch", 2, "--method", "ijepa", "--out", "run"]
-    done = run("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
+    done = run_here("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert 0 <= metrics["probes"]["pixels"]["linear"] <= 100
@@ -212,7 +225,7 @@ def test_few_and_large_pictures_go_through(tmp_path):
 def test_out_inside_the_pictures_is_refused(tmp_path):
     for i in range(10):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
-    done = run("--data", f"folder:{tmp_path}", "--patch", 1, "--out", tmp_path / "run", cwd=tmp_path)
+    done = run_here("--data", f"folder:{tmp_path}", "--patch", 1, "--out", tmp_path / "run", cwd=tmp_path)
     assert (done.returncode, (tmp_path / "run").exists()) == (2, False)
     assert "lies inside" in done.stderr
 
@@ -233,7 +246,7 @@ def test_ctrl_c_keeps_weights_and_history_and_says_where(tmp_path):
 
 
 def test_help_names_every_choice(tmp_path):
-    text = " ".join(run("--help", cwd=tmp_path).stdout.split())
+    text = " ".join(run_here("--help", cwd=tmp_path).stdout.split())
     for word in (*METHODS, *SIZES, "multiblock", "--minutes", "folder:PATH"):
         assert word in text
 
@@ -245,7 +258,7 @@ def test_224_px_with_16_px_patches(tmp_path):
         (tmp_path / "p" / "train").mkdir(parents=True, exist_ok=True)
         (tmp_path / "p" / "test").mkdir(exist_ok=True)
         Image.effect_noise((32, 32), 60).save(tmp_path / "p" / ("test" if i % 3 == 0 else "train") / f"{i}.png")
-    done = run("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
+    done = run_here("--data", f"folder:{tmp_path / 'p'}", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_encoder(tmp_path / "run" / "encoder.safetensors").grid == (14, 14)
     with (tmp_path / "run" / "history.csv").open() as file:
