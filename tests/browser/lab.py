@@ -79,6 +79,7 @@ class LabServer:
             "JUPYTER_PREFER_ENV_PATH": "0",  # our kernel before that of the environment
             "IPYTHONDIR": str(folders["ipython"]),
             "IJEPA_HURRY": "1",  # long trainings of the chapters load shipped weights
+            "IJEPA_QUICK": "0",  # there a check may fail, and JupyterLab would not run the cells after it
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         options = {
