@@ -28,7 +28,7 @@ help:  ## this list
 
 setup: $(SETUP)  ## set up .venv only
 
-toy: $(SETUP)  ## pre-train and probe the toy and its pixel-predicting twin, about ten minutes; ARGS="--data folder:my/pictures" for your own
+toy: $(SETUP)  ## pre-train and probe the toy and its pixel-predicting twin; ARGS="--data folder:my/pictures" for your own
 	$(BIN)/python -m toy_ijepa $(ARGS)
 
 lab: $(SETUP)  ## open the chapters in JupyterLab

@@ -1,9 +1,9 @@
 """Each chapter keeps to its time; with IJEPA_QUICK=1 (`make test`), its checks that need more training say so.
 
 A chapter that takes more than twice the time it states fails at its last cell; four times, where other tests run beside
-it and it has one core instead of two. In the quick way nothing is timed: there
-a cell tagged "whole" is run as well, but it is reported as xfailed or xpassed, never as passed, because its check is
-about a training that was cut short. Anything but a failed check still fails.
+it and it has one core instead of two. In the quick way nothing is timed: there a cell tagged "whole" is run as well,
+but it is reported as xfailed or xpassed, never as passed, because its check is about a training that was cut short.
+Anything but a failed check still fails.
 """
 
 from __future__ import annotations

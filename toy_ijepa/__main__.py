@@ -252,7 +252,10 @@ def forecast(job: Job) -> None:
         model = build(method, seed=0, masks=job.args.masks, **job.dial)
         for steps in TRIAL_STEPS:
             trial = replace(job.config, steps=steps, minutes=None)
-            rate = train(model, job.data[0].images[:2000], trial, progress=False).images_per_second
+            tried = train(model, job.data[0].images[:2000], trial, progress=False)
+            if tried.ended == "interrupted":  # the loop keeps Ctrl-C to itself, but here there is nothing to keep
+                raise KeyboardInterrupt
+            rate = tried.images_per_second
         batch = min(job.config.batch, len(job.data[0]))
         minutes[method] = job.steps(method) * batch / rate / 60 if job.steps(method) else job.args.minutes
     total = len(job.args.seed) * sum(minutes.values())

@@ -20,6 +20,7 @@ from PIL import Image
 from toy_ijepa import __main__ as job
 from toy_ijepa.data import EMBEDDED
 from toy_ijepa.recipe import METHODS, SIZES, build, default_patch
+from toy_ijepa.training import History
 from toy_ijepa.weights import load_encoder
 
 SMALL = ["--steps", "3", "--data", "shapes", "--batch", "16", "--labels", "200", "--image-size", "16", "--patch", "4"]
@@ -279,3 +280,9 @@ def test_a_new_folder_for_every_run(tmp_path, monkeypatch):
     assert job.fresh_folder(None, "cifar10") == Path("runs/cifar10-001")
     assert job.fresh_folder(None, "cifar10") == Path("runs/cifar10-002")
     assert job.fresh_folder(None, "folder:/a/b") == Path("runs/a-b-001")
+
+
+def test_ctrl_c_during_the_forecast_ends_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "train", lambda *_, **__: History(ended="interrupted"))
+    assert run_here(*SMALL, "--method", "ijepa", "--out", "run", cwd=tmp_path).returncode == 130
+    assert not (tmp_path / "run" / "metrics.json").exists()
