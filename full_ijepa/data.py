@@ -31,7 +31,7 @@ from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError, blame, jpeg_decoder, read_pixels, read_sizes
 from toy_ijepa.environment import MachineError
 from toy_ijepa.folders import ImageSet, check_skipped, decode, find
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 
 FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
 SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit

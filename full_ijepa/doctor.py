@@ -21,7 +21,8 @@ from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import read_rows
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
-from toy_ijepa.probing import features, knn, normalise
+from toy_ijepa.patches import normalise
+from toy_ijepa.probing import features, knn
 
 LEFT = 0.1  # share of the target's random start that may be left at the end
 PLAIN = 0.8  # share of position above which features mostly say where a patch is

@@ -30,7 +30,7 @@ from toy_ijepa.patches import sincos_2d
 from toy_ijepa.predictor import Predictor
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std that released weights were trained with
-OURS = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # toy_ijepa.probing.normalise
+OURS = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # toy_ijepa.patches.normalise
 HEADS = {width: heads for width, _, heads in SIZES.values()} | {1408: 16}  # not in a released file; 1408: ViT-g
 
 State = dict[str, Tensor]

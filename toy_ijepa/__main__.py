@@ -31,6 +31,7 @@ from toy_ijepa.encoder import Encoder
 from toy_ijepa.environment import check_versions
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
+from toy_ijepa.patches import normalise
 from toy_ijepa.recipe import METHODS, SIZES, STEPS, build, build_encoder, default_patch, lookup, save_model
 from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
@@ -283,7 +284,7 @@ def prepare(args: argparse.Namespace) -> Job:
     for method in args.method:  # one loss of a fresh model: a grid too small for the masks is said now
         model = build(method, seed=0, masks=args.masks, **dial)
         with torch.no_grad():
-            model.step_loss(probing.normalise(data[0].images[:2]), torch.Generator().manual_seed(0))
+            model.step_loss(normalise(data[0].images[:2]), torch.Generator().manual_seed(0))
     labelled = probed_part(data, args.labels)
     return Job(args, config, dial, data, labelled, fresh_folder(args.out, args.data))
 
@@ -308,7 +309,7 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         print(f"interrupted: the weights of this moment are kept in {where / 'encoder.safetensors'}")
         return False
     with torch.no_grad():
-        found = health(model.probed(probing.normalise(spread(job.data[1].images, 1000))))
+        found = health(model.probed(normalise(spread(job.data[1].images, 1000))))
     job.diagnostics.setdefault(method, []).append(asdict(found))
     timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images, steps=history.steps)
     job.training.setdefault(method, []).append(timing | dict(loss=history.rows[-1]["loss"]))

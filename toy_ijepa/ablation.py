@@ -26,9 +26,11 @@ from toy_ijepa.data import ImageSet, load
 from toy_ijepa.diagnostics import health
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES
+from toy_ijepa.patches import normalise
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import MOMENTUM, SIZES, build_encoder, lookup
 from toy_ijepa.training import TrainConfig, train
+from toy_ijepa.verdict import paired
 
 
 class NoStop(IJEPA):
@@ -46,6 +48,7 @@ class NoStop(IJEPA):
 
 
 MEASURED = ("linear", "knn", "std", "rank", "position")
+ONLINE = tuple(f"online_{name}" for name in MEASURED)  # the same of the encoder that the gradient trains
 UNTRAINED = "random encoder"
 
 # name -> what differs from the default recipe, grouped as the chapters discuss them
@@ -90,14 +93,20 @@ def build(
     return model
 
 
-def score(model: nn.Module, data: tuple[ImageSet, ImageSet], seed: int) -> dict[str, float]:
-    """Both probes on the last layer, and the diagnostics, of a trained model."""
-    x = [probing.features(model.probed, part.images) for part in data]
+def score(model: IJEPA, data: tuple[ImageSet, ImageSet], seed: int) -> dict[str, float]:
+    """MEASURED of the encoder that is kept (the target), and ONLINE of the one that the gradient trains."""
+    kept = measure(model.probed, data, seed)
+    online = kept if model.encoder is model.probed else measure(model.encoder, data, seed)
+    return dict(zip((*MEASURED, *ONLINE), (*kept, *online), strict=True))
+
+
+def measure(encoder: nn.Module, data: tuple[ImageSet, ImageSet], seed: int) -> tuple[float, ...]:
+    """Both probes (%) on the last layer, and the diagnostics, of one encoder."""
+    x = [probing.features(encoder, part.images) for part in data]
     found = probing.probe(x[0], data[0].labels, x[1], data[1].labels, seed)
     with torch.no_grad():
-        state = health(model.probed(probing.normalise(data[1].images[:1000])))
-    values = found.linear, found.knn, state.std, state.rank, state.position
-    return dict(zip(MEASURED, values, strict=True))
+        state = health(encoder(normalise(data[1].images[:1000])))
+    return found.linear, found.knn, state.std, state.rank, state.position
 
 
 # what a worker of the pool keeps between runs: training pictures, and the labelled ones of the probes
@@ -140,16 +149,17 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "toy_ijepa.ablation", *sys.argv[1:]])
-    found = {}
+    found, first = {}, args.only[0]
     with pool(args.jobs, (args.data, args.labels, threads)) as workers:
         runs = {
             name: [workers.submit(run, name, seed, args.steps) for seed in args.seed]
-            for name in [UNTRAINED, *args.only]
+            for name in [*args.only, UNTRAINED]
         }
         for name, pending in runs.items():
             found[name] = probing.summary([r.result() for r in pending])
             line = "".join(f"{k} {found[name][k]:7.2f}  " for k in MEASURED)
-            print(f"{name:32}{line}", flush=True)
+            against = [f"{k} {paired(found, name, first, k)}" for k in ("linear", "knn") if name != first]
+            print(f"{name:32}{line}{' over ' + first + ': ' if against else ''}{', '.join(against)}", flush=True)
             args.out.write_text(json.dumps(dict(command=command, data=args.data, variants=found), indent=1) + "\n")
     return 0
 

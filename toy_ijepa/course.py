@@ -30,7 +30,7 @@ from toy_ijepa.training import uses_bf16
 
 ASSETS = Path(__file__).parents[1] / "assets"
 QUICK_STEPS = 10  # of a training that only has to run: one mean over ten steps, which is what curves are made of
-QUICK_PICTURES = 500  # of a split: fifty of a class, enough for every probe to run
+QUICK_PICTURES = 300  # of a split: thirty of a class, enough for every probe to run
 
 
 @cache

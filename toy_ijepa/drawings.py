@@ -18,11 +18,13 @@ GREY = (0.85, 0.85, 0.85)
 
 
 def box(ax, x: float, y: float, text: str, colour=GREY, width: float = 2.2, height: float = 0.8) -> None:
-    """A rounded box centred at (x, y)."""
+    """A rounded box centred at (x, y); without a colour, one in dashes for what is not there yet."""
     corner = (x - width / 2, y - height / 2)
-    shape = FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05", facecolor=(*colour, 0.35), edgecolor="0.3")
-    ax.add_patch(shape)
-    ax.text(x, y, text, ha="center", va="center", fontsize=9)
+    face, edge, line = ("white", "0.55", "--") if colour is None else ((*colour, 0.35), "0.3", "-")
+    ax.add_patch(
+        FancyBboxPatch(corner, width, height, "round,pad=0.05", facecolor=face, edgecolor=edge, linestyle=line)
+    )
+    ax.text(x, y, text, ha="center", va="center", fontsize=9, color="0.45" if colour is None else "black")
 
 
 def arrow(ax, start: tuple[float, float], end: tuple[float, float], text: str = "", style: str = "-") -> None:
@@ -33,17 +35,29 @@ def arrow(ax, start: tuple[float, float], end: tuple[float, float], text: str = 
         ax.text(middle[0], middle[1] + 0.12, text, ha="center", va="bottom", fontsize=8)
 
 
-def overview() -> Figure:
-    """The method in one picture: who sees what, where the gradient flows, and where it does not."""
+# What each chapter adds to the picture of the method.
+BUILT_IN = {"patches": 1, "encoder": 2, "masks": 3, "predictor": 4, "target": 5, "loss": 6}
+
+
+def overview(chapter: int = len(BUILT_IN)) -> Figure:
+    """The method in one picture: who sees what, where the gradient flows, and where it does not.
+
+    chapter  parts that come after this chapter are drawn without colour, in dashes
+    """
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     ax = figure.subplots()
-    box(ax, 1.0, 2.6, "image, only the\ncontext patches")
-    box(ax, 1.0, 0.6, "image, whole")
-    box(ax, 4.2, 2.6, "context encoder", CONTEXT)
-    box(ax, 4.2, 0.6, "target encoder", TARGETS[1])
-    box(ax, 7.4, 2.6, "predictor\n(narrow)", CONTEXT)
-    box(ax, 7.4, 0.6, "features of the\nhidden blocks")
-    box(ax, 10.4, 1.6, "loss:\nhow far apart?", TARGETS[0], width=1.9)
+
+    def part(name: str, x: float, y: float, text: str, colour=GREY, width: float = 2.2) -> None:
+        built = BUILT_IN[name] <= chapter
+        box(ax, x, y, text if built else f"{text}\n(chapter {BUILT_IN[name]})", colour if built else None, width)
+
+    part("masks", 1.0, 2.6, "image, only the\ncontext patches")
+    part("patches", 1.0, 0.6, "image, whole")
+    part("encoder", 4.2, 2.6, "context encoder", CONTEXT)
+    part("target", 4.2, 0.6, "target encoder", TARGETS[1])
+    part("predictor", 7.4, 2.6, "predictor\n(narrow)", CONTEXT)
+    part("target", 7.4, 0.6, "features of the\nhidden blocks")
+    part("loss", 10.4, 1.6, "loss:\nhow far apart?", TARGETS[0], width=1.9)
     arrow(ax, (2.15, 2.6), (3.05, 2.6))
     arrow(ax, (5.35, 2.6), (6.25, 2.6), "features")
     arrow(ax, (8.55, 2.6), (9.5, 1.85))
@@ -60,6 +74,90 @@ def overview() -> Figure:
     ax.set_xlim(-0.3, 11.6)
     ax.set_ylim(-0.1, 4.0)
     ax.axis("off")
+    return figure
+
+
+# The way after the method is complete: chapter -> what it adds.
+JOURNEY = {
+    6: "I-JEPA,\ntrained",
+    7: "probes,\nbaselines",
+    8: "a twin:\nMAE",
+    9: "the same\nfor GPUs",
+    10: "every\nprotocol",
+    11: "your\npictures",
+    12: "ViT-B/16\non STL-10",
+}
+
+
+def journey(chapter: int) -> Figure:
+    """What stands after a chapter from 6 on, and what is still to come (without colour, in dashes)."""
+    figure = Figure(figsize=(8.6, 1.3), layout="constrained")
+    ax = blank(figure, 11.8, 1.8)
+    for place, (number, text) in enumerate(JOURNEY.items()):
+        x = 0.85 + 1.68 * place
+        colour = None if number > chapter else TARGETS[0] if number == chapter else CONTEXT
+        box(ax, x, 0.75, text, colour, width=1.2)
+        ax.text(x, 1.4, "chapters 0-6" if number == 6 else f"chapter {number}", fontsize=8, ha="center")
+        if place:
+            arrow(ax, (x - 1.03, 0.75), (x - 0.65, 0.75))
+    return figure
+
+
+def axes_of_patchify() -> Figure:
+    """Where the axes of an image go when it is cut: split by `reshape`, moved by `permute`, joined by `flatten`."""
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    ax = blank(figure, 11.6, 4.6)
+    colours = dict(B=GREY, C=TARGETS[2], h=CONTEXT, w=TARGETS[1], P=(1.0, 1.0, 1.0))
+    split, moved = [("B", 2.6), ("C", 4.0), ("h", 5.4), ("P", 6.5), ("w", 7.9), ("P", 9.0)], [0, 2, 4, 1, 3, 5]
+    places = (2.6, 4.0, 5.1, 6.5, 7.6, 8.7)
+    for name, x, width in (("B", 2.6, 0.7), ("C", 4.0, 0.7), ("H", 5.95, 1.7), ("W", 8.45, 1.7)):
+        box(ax, x, 4.1, name, GREY, width=width, height=0.45)
+    for n, (name, x) in enumerate(split):
+        box(ax, x, 2.9, name, colours[name], width=0.7, height=0.45)
+        arrow(ax, (x, 3.8), (x, 3.2))
+        to = places[moved.index(n)]
+        arrow(ax, (x, 2.62), (to, 1.72))
+        box(ax, to, 1.4, name, colours[name], width=0.7, height=0.45)
+    for name, x, width in (("B", 2.6, 0.7), ("N = h*w", 4.55, 1.7), ("C*P*P", 7.6, 2.8)):
+        box(ax, x, 0.3, name, GREY, width=width, height=0.45)
+        arrow(ax, (x, 1.1), (x, 0.6))
+    for y, words in ((3.5, "reshape"), (2.2, "permute"), (0.85, "flatten")):
+        ax.text(0.1, y, words, fontsize=9, va="center", family="monospace")
+    return figure
+
+
+def query_key_value() -> Figure:
+    """What one token does in attention: its query against every key, a softmax, a weighted sum of the values."""
+    figure = Figure(figsize=(8.6, 2.7), layout="constrained")
+    ax = blank(figure, 11.6, 3.6)
+    box(ax, 0.9, 2.2, "query of\ntoken 1", CONTEXT, width=1.3)
+    for n, (weight, y) in enumerate(((0.7, 3.1), (0.2, 2.1), (0.1, 1.1))):
+        box(ax, 3.6, y, f"key of token {n + 1}", TARGETS[0], width=1.7, height=0.55)
+        arrow(ax, (1.6, 2.2), (2.7, y))
+        ax.text(5.35, y, f"{weight:.1f}", fontsize=10, ha="center", va="center")
+        arrow(ax, (4.5, y), (5.05, y))
+        box(ax, 7.3, y, f"value of token {n + 1}", TARGETS[1], width=1.8, height=0.55)
+        ax.text(6.05, y, "x", fontsize=9, ha="center", va="center")
+        arrow(ax, (8.25, y), (9.4, 2.2 + (y - 2.1) * 0.25))
+    box(ax, 10.3, 2.2, "sum: answer\nto token 1", CONTEXT, width=1.6)
+    ax.text(2.15, 0.35, "how well do they fit?\nq . k / sqrt(d)", fontsize=8, ha="center")
+    ax.text(5.35, 0.35, "softmax:\nweights, sum 1", fontsize=8, ha="center")
+    ax.text(7.3, 0.35, "what they carry", fontsize=8, ha="center")
+    return figure
+
+
+def block_and_joint() -> Figure:
+    """Which tokens the predictor sees together: context and one block, or context and all blocks."""
+    figure = Figure(figsize=(8.6, 2.6), layout="constrained")
+    ax = blank(figure, 11.6, 3.5)
+    for row, y in enumerate((3.0, 2.3, 1.6)):
+        box(ax, 1.9, y, "context", CONTEXT, width=1.7, height=0.45)
+        box(ax, 3.6, y, f"block {row + 1}?", TARGETS[row], width=1.2, height=0.45)
+    ax.text(2.5, 0.85, "block: each block with the context,\nM sequences of K + T tokens", fontsize=9, ha="center")
+    box(ax, 6.6, 2.3, "context", CONTEXT, width=1.7, height=0.45)
+    for m, x in enumerate((8.3, 9.6, 10.9)):
+        box(ax, x, 2.3, f"block {m + 1}?", TARGETS[m], width=1.0, height=0.45)
+    ax.text(8.6, 0.85, "joint: all blocks at once,\none sequence of K + M*T tokens", fontsize=9, ha="center")
     return figure
 
 

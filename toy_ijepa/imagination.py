@@ -14,8 +14,7 @@ from torch import Tensor
 from toy_ijepa.encoder import gather_tokens
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import Masks
-from toy_ijepa.patches import patchify, unpatchify
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise, patchify, unpatchify
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toy_ijepa.encoder import Encoder
+from toy_ijepa.patches import normalise
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)  # candidates for the linear probe's L2 penalty, strong first
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 images (B, C, H, W) -> float around 0 with std about 1, the same for every data set and method.
-
-    Photographs have mean 0.45-0.5 and std 0.2-0.28 a channel on a scale of 0 to 1; the round numbers 0.5 and 0.25 do.
-    """
-    return images.float().div_(63.75).sub_(2.0)  # (x/255 - 0.5) / 0.25
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import cosine, warmup_cosine
 
 WATCHED = 256  # training images whose features are watched for collapse

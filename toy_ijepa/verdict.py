@@ -63,6 +63,15 @@ def differences(probes: dict, one: str, other: str, column: str) -> list[float]:
     return [x - y for x, y in zip(a * (length // len(a)), b * (length // len(b)), strict=True)]
 
 
+def paired(rows: dict[str, dict], one: str, other: str, column: str) -> Gap:
+    """Mean difference of two variants whose runs share their seeds, and two of its standard errors.
+
+    The pictures of the test are the same in every run, so only the seeds' spread counts; infinite for one seed.
+    """
+    found = differences(rows, one, other, column)
+    return Gap(mean(found), 2 * stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.inf)
+
+
 def table(probes: dict[str, dict]) -> str:
     """The probes as a text table: accuracy in %, and the spread over seeds where there are several."""
     lines = [f"{'':34}{'linear':>14}{'last 4 layers':>16}{'kNN':>14}"]

@@ -16,7 +16,7 @@ from full_ijepa.evaluate.sets import SETS, Pictures, fetch
 from full_ijepa.vit import Encoder
 from toy_ijepa import data as toy
 from toy_ijepa.folders import DataError, ImageSet, decode, find, pictures_below
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 from toy_ijepa.recipe import lookup
 
 CHUNK = 500  # pictures decoded, resized or encoded at a time

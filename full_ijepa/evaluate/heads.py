@@ -17,7 +17,7 @@ from full_ijepa.data import augment, mix
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
 from toy_ijepa.encoder import LAYER_NORM_EPS
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import warmup_cosine
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of Adam on standardised features; the best is chosen on a held-out part

@@ -29,6 +29,15 @@ from toy_ijepa.widgets.attention import AttentionExplorer
 explorer = AttentionExplorer(recipe.build("ijepa", "tiny", 32, 4, 0).target.eval(), shapes.generate(6, seed=1).images)
 explorer
 """
+ASKED = """\
+from toy_ijepa.widgets.predict import Predictions, choice, number, words
+
+mine = Predictions(number("how many tokens?"), choice("which half?", "first", "second"), words("why?"))
+mine
+"""
+REVEALED = """\
+mine.reveal((64, "8 x 8"), ("first", "by convention"), ("", "nobody knows"))
+"""
 GRID = 8  # patches a side of the toy's pictures
 
 
@@ -166,12 +175,49 @@ def test_dashboard_follows_a_run(open_explorer):
     assert shown.error.count() == 0
 
 
+def made(folder: Path, *sources: str) -> Path:
+    """A notebook of these cells in a folder of its own."""
+    new = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    new.metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
+    (folder / "made").mkdir()
+    nbformat.write(new, folder / "made" / "alone.ipynb")
+    return folder / "made" / "alone.ipynb"
+
+
+def test_predictions_are_committed_by_keyboard_and_mouse_and_stay(notebook, tmp_path):
+    page = notebook(made(tmp_path, ASKED, "print('between')", REVEALED), ASKED[:40])
+    cell = page.cell("mine = Predictions(")
+    parts = cell.locator("fieldset")
+    field, said = parts.nth(0).locator("input"), [parts.nth(n).locator("p") for n in range(3)]
+    field.fill("many")
+    field.press("Enter")
+    wait(lambda: "A number is asked" in said[0].inner_text(), "no word about a number that is none")
+    field.fill("16")
+    field.press("Enter")
+    wait(lambda: "Committed" in said[0].inner_text(), "Enter does not commit")
+    assert field.is_disabled()
+    parts.nth(1).get_by_label("second").focus()
+    page.page.keyboard.press("Space")
+    parts.nth(1).get_by_role("button").click()
+    wait(lambda: "Committed" in said[1].inner_text(), "the button does not commit")
+    page.run()  # asks again: a form of its own, so that the old answers are not in the way of a new reader
+    wait(lambda: "nobody knows" in said[2].inner_text(), "the answers do not arrive in the form")
+    assert "You made no prediction" in page.cell("mine.reveal").inner_text()
+
+
+def test_predictions_stand_beside_the_answers(notebook, tmp_path):
+    page = notebook(made(tmp_path, ASKED, "print('between')", REVEALED), ASKED[:40])
+    parts = page.cell("mine = Predictions(").locator("fieldset")
+    parts.nth(0).locator("input").fill("16")
+    parts.nth(0).get_by_role("button").click()
+    wait(lambda: "Committed" in parts.nth(0).inner_text(), "the button does not commit")
+    page.run_cell("mine.reveal")
+    wait(lambda: "You said 16: 4 times too low." in parts.nth(0).inner_text(), "the form does not say how far it was")
+    assert "1. 64: 8 x 8" in page.cell("mine.reveal").inner_text()
+
+
 def test_canvas_is_sharp_on_dense_screens_and_readable_in_the_dark(notebook, tmp_path):
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(ALONE)])
-    made.metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
-    (tmp_path / "made").mkdir()
-    nbformat.write(made, tmp_path / "made" / "alone.ipynb")
-    page = notebook(tmp_path / "made" / "alone.ipynb", scale=2, theme="JupyterLab Dark")
+    page = notebook(made(tmp_path, ALONE), scale=2, theme="JupyterLab Dark")
     shown = Shown(page, "AttentionExplorer(")
     width, css = shown.canvas.evaluate("canvas => [canvas.width, canvas.clientWidth]")
     assert width == 2 * css

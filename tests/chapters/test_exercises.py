@@ -30,6 +30,7 @@ FACTS = re.compile(
     r"\*(?P<kind>fill in|find the bug|change and predict)\* · difficulty (?P<dots>●+)○* · "
     r"importance [123] of 3 · about (?P<minutes>\d+) minutes · (?P<points>\d+) points?"
 )
+HIDDEN = re.compile(r"^### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS$", re.DOTALL | re.MULTILINE)
 SILENT = {"silent bug 1": "02_build_encoder", "silent bug 2": "06_train_ijepa", "silent bug 3": "06_train_ijepa"}
 
 
@@ -87,13 +88,27 @@ def run(source: str, names: dict, label: str = "cell") -> tuple[str, str]:
     return out.getvalue(), err.getvalue()
 
 
-def check(name: str, exercise: str, answer: str) -> None:
-    """Run an exercise with this answer, up to and with its tests."""
+def check(name: str, exercise: str, answer: str, *, hidden: bool = True) -> None:
+    """Run an exercise with this answer, up to and with its tests; without `hidden`, those that a student sees."""
     found, names = cells(name), {}
     for id in ("setup", f"{exercise}-given", f"{exercise}-answer", f"{exercise}-tools", f"{exercise}-test"):
         if id in found:
             source = fill(found[id].source, answer) if id.endswith("-answer") else found[id].source
-            run(source, names, f"{name}:{id}")
+            run(source if hidden else HIDDEN.sub("", source), names, f"{name}:{id}")
+
+
+def handed_over(name: str) -> list[tuple[str, str]]:
+    """Answers that only pass their arguments on to a function of the course which the first cell imports."""
+    imports = [n for n in ast.walk(ast.parse(cells(name)["setup"].source)) if isinstance(n, ast.ImportFrom)]
+    ours = [a.asname or a.name for n in imports if n.module.startswith(("toy_", "full_")) for a in n.names]
+    found = []
+    for exercise in exercises(name):
+        tree = ast.parse(fill(cells(name)[f"{exercise}-answer"].source, "pass"))
+        functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.args.args]
+        for function in functions[:1]:
+            arguments = ", ".join(a.arg for a in function.args.args)
+            found += [(exercise, f"return {f}({arguments})") for f in ours if f.islower()]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +207,20 @@ class TestNotebook:
 @pytest.mark.parametrize(("name", "exercise", "answer"), stored("wrong"))
 def test_wrong_answers_are_rejected(name, exercise, answer):
     with pytest.raises(Exception) as caught:  # noqa: PT011 (a wrong answer may raise anything)
-        check(name, exercise, answers(name)[exercise]["wrong"][answer])
+        check(name, exercise, answers(name)[exercise]["wrong"][answer], hidden=False)
     assert not isinstance(caught.value, SyntaxError | NameError), "the stored answer itself is broken"
     assert str(caught.value), "the failure says nothing"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_cell_does_not_hand_over_an_answer(name):
+    for exercise, answer in handed_over(name):
+        accepted = True
+        try:
+            check(name, exercise, answer)
+        except Exception:
+            accepted = False
+        assert not accepted, f"{exercise} is solved by {answer!r}: import the module, not the function"
 
 
 @pytest.mark.parametrize(("name", "exercise", "answer"), stored("right"))

@@ -14,7 +14,7 @@ from full_ijepa.__main__ import main
 from full_ijepa.interop import read_huggingface
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import weights
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 
 FLAGS = [
     "--image-size",

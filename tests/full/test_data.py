@@ -24,7 +24,7 @@ from tests.full.conftest import draw_pictures
 from tests.full.test_train import arguments, environment, journal_size
 from toy_ijepa.decoding import DataError, read_pixels
 from toy_ijepa.environment import MachineError
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 
 
 def test_every_epoch_visits_every_picture_once_in_another_order():

@@ -14,7 +14,7 @@ from full_ijepa.vit import Encoder
 from toy_ijepa import recipe as toy_recipe
 from toy_ijepa.encoder import MLP
 from toy_ijepa.masking import multiblock
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 
 
 @pytest.fixture

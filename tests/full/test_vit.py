@@ -132,6 +132,7 @@ def test_the_target_encoder_is_always_whole(recipe):
     assert not method.target.training
 
 
+@pytest.mark.slow  # quick: none; only the compiler itself can tell
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_give_the_same_outputs_and_gradients(images):

@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 
 from toy_ijepa import __main__ as job
+from toy_ijepa import shapes
 from toy_ijepa.data import EMBEDDED
 from toy_ijepa.recipe import METHODS, SIZES, build, default_patch
 from toy_ijepa.training import History
 from toy_ijepa.weights import load_encoder
 
-SMALL = ["--steps", "3", "--data", "shapes", "--batch", "16", "--labels", "200", "--image-size", "16", "--patch", "4"]
+SMALL = ["--batch", "16", "--labels", "200", "--patch", "4"]
 
 
 def run(*args, cwd, **options):
@@ -44,18 +45,31 @@ def run_here(*args, cwd):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def small(tmp_path_factory):
+    """Arguments of a job on a few hundred small pictures, three steps long."""
+    folder = tmp_path_factory.mktemp("small")
+    for split, count in (("train", 300), ("test", 100)):
+        drawn = shapes.generate(count, seed=len(split), side=16)
+        for i, (image, kind) in enumerate(zip(drawn.images, drawn.factors["shape"], strict=True)):
+            path = folder / split / list(shapes.CLASSES)[kind] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return ["--data", f"folder:{folder}", "--steps", "3", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
     """One tiny run of every method with two seeds."""
     out = tmp_path_factory.mktemp("job") / "run"
-    done = run(*SMALL, "--seed", 0, 1, "--method", *METHODS, "--out", out, cwd=out.parent)
+    done = run(*small, "--seed", 0, 1, "--method", *METHODS, "--out", out, cwd=out.parent)
     assert done.returncode == 0, done.stderr
     return out, done
 
 
-def test_metrics_hold_what_the_table_needs(finished):
+def test_metrics_hold_what_the_table_needs(finished, small):
     out, done = finished
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["data"] == "shapes"
+    assert metrics["data"] == small[1]
     assert metrics["seconds"] > 0
     assert metrics["images_per_second"] > 0
     assert set(metrics["probes"]) == {"pixels", "pixels-pca", "random", *METHODS}
@@ -67,7 +81,7 @@ def test_metrics_hold_what_the_table_needs(finished):
         assert f"{scores['knn']:.1f} +- {scores['spread']['knn']:.1f}" in done.stdout
     assert len(metrics["diagnostics"]["ijepa"]) == 2
     assert metrics["settings"]["steps"] == dict.fromkeys(METHODS, 3)
-    assert metrics["pictures"] == dict(train=20_000, labelled=200, test=4000)
+    assert metrics["pictures"] == dict(train=300, labelled=200, test=100)
     assert "--steps 3" in metrics["command"]
 
 
@@ -75,7 +89,7 @@ def test_every_stage_is_told_and_the_end_is_a_verdict(finished):
     """Three steps teach nothing, and the job says so."""
     _, done = finished
     for line in (
-        r"reading shapes \.\.\. \d+ s",
+        r"reading folder:\S+ \.\.\. \d+ s",
         r"about [\d.]+ minutes of training .*ijepa 3 steps",
         r"drawing \.\.\. \d+ s",
     ):
@@ -110,9 +124,10 @@ def outcome(out):
     )
 
 
-def test_a_busy_machine_gives_the_same_table(tmp_path):
+@pytest.mark.slow  # quick: test_training's same_seed_same_loss_to_the_last_bit
+def test_a_busy_machine_gives_the_same_table(small, tmp_path):
     """The same bits, while other programs keep every core busy."""
-    args = [*SMALL, "--no-pixels", "--method", "ijepa", "mae", "--out"]
+    args = [*small, "--no-pixels", "--method", "ijepa", "mae", "--out"]
     assert run(*args, "quiet", cwd=tmp_path).returncode == 0
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
@@ -162,10 +177,10 @@ def test_a_set_that_is_mostly_broken_asks_first(tmp_path):
     assert run_here(*args, "--no-pixels", "--allow-skipped", cwd=tmp_path).returncode == 0
 
 
-def test_a_run_is_never_overwritten(finished):
+def test_a_run_is_never_overwritten(finished, small):
     out, _ = finished
     before = (out / "metrics.json").read_bytes()
-    again = run_here(*SMALL, "--out", out, cwd=out.parent)
+    again = run_here(*small, "--out", out, cwd=out.parent)
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
     assert "already holds a run" in again.stderr
     assert (out / "metrics.json").read_bytes() == before
@@ -231,8 +246,8 @@ def test_out_inside_the_pictures_is_refused(tmp_path):
     assert "lies inside" in done.stderr
 
 
-def test_ctrl_c_keeps_weights_and_history_and_says_where(tmp_path):
-    command = [sys.executable, "-m", "toy_ijepa", *SMALL[2:], "--minutes", "5", "--out", "run"]
+def test_ctrl_c_keeps_weights_and_history_and_says_where(small, tmp_path):
+    command = [sys.executable, "-m", "toy_ijepa", *small[:2], *SMALL, "--minutes", "5", "--out", "run"]
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in job.stderr:  # the progress bar: training has begun
         if "images/s" in line:
@@ -242,7 +257,7 @@ def test_ctrl_c_keeps_weights_and_history_and_says_where(tmp_path):
     assert job.returncode == 130
     assert "kept in run/encoder.safetensors" in out
     assert load_encoder(tmp_path / "run" / "encoder.safetensors").grid == (4, 4)
-    again = run(*SMALL, "--out", "run", cwd=tmp_path)
+    again = run_here(*small, "--out", "run", cwd=tmp_path)
     assert "already holds a run" in again.stderr
 
 
@@ -282,7 +297,7 @@ def test_a_new_folder_for_every_run(tmp_path, monkeypatch):
     assert job.fresh_folder(None, "folder:/a/b") == Path("runs/a-b-001")
 
 
-def test_ctrl_c_during_the_forecast_ends_the_job(tmp_path, monkeypatch):
+def test_ctrl_c_during_the_forecast_ends_the_job(small, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "train", lambda *_, **__: History(ended="interrupted"))
-    assert run_here(*SMALL, "--method", "ijepa", "--out", "run", cwd=tmp_path).returncode == 130
+    assert run_here(*small, "--method", "ijepa", "--out", "run", cwd=tmp_path).returncode == 130
     assert not (tmp_path / "run" / "metrics.json").exists()

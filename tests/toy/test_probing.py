@@ -5,7 +5,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from toy_ijepa.encoder import Encoder
-from toy_ijepa.probing import features, fit_linear, knn, linear_probe, normalise, pca, probe
+from toy_ijepa.patches import normalise
+from toy_ijepa.probing import features, fit_linear, knn, linear_probe, pca, probe
 
 
 def clusters(count, spread, seed, classes=3, width=5):

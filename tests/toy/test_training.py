@@ -14,8 +14,9 @@ from tests.wrong import models as wrong
 from toy_ijepa import training
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
+from toy_ijepa.patches import normalise
 from toy_ijepa.predictor import Predictor
-from toy_ijepa.probing import features, knn, normalise
+from toy_ijepa.probing import features, knn
 from toy_ijepa.recipe import build
 from toy_ijepa.shapes import generate
 from toy_ijepa.training import (
@@ -238,7 +239,7 @@ def test_normalised_pixels_are_around_zero():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what torch brings on Linux")
-@pytest.mark.parametrize("package", ["toy_ijepa", "full_ijepa"])
+@pytest.mark.parametrize("package", ["toy_ijepa", pytest.param("full_ijepa", marks=pytest.mark.slow)])
 def test_waiting_threads_do_not_spin_for_long(package):
     """The setting arrives where it counts: libgomp itself says what it read when torch was imported."""
     plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

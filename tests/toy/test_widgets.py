@@ -18,8 +18,8 @@ from toy_ijepa.encoder import Encoder
 from toy_ijepa.imagination import gallery
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, Masks, strategy
+from toy_ijepa.patches import normalise
 from toy_ijepa.predictor import Predictor
-from toy_ijepa.probing import normalise
 from toy_ijepa.schedules import cosine, momentum_at, warmup_cosine
 from toy_ijepa.widgets import survey
 from toy_ijepa.widgets.attention import AttentionExplorer, AttentionModel
@@ -27,6 +27,7 @@ from toy_ijepa.widgets.blocks import check_block, covered, masks_of
 from toy_ijepa.widgets.canvas import PatchCanvas, data_url
 from toy_ijepa.widgets.mask import MaskExplorer, MaskModel, default_scale
 from toy_ijepa.widgets.paint import PaintModel, PaintTargets
+from toy_ijepa.widgets.predict import Predictions, choice, number, words
 from toy_ijepa.widgets.predictor import PredictorExplorer, PredictorModel, areas
 from toy_ijepa.widgets.schedule import ScheduleExplorer, ScheduleModel
 from toy_ijepa.widgets.search import SearchExplorer, SearchModel, nearest
@@ -588,3 +589,45 @@ def test_search_explorer(search):
     assert changed(explorer, lambda: setattr(explorer.neighbours, "value", 2))
     assert len(explorer.model.found["good"][0]) == 2
     assert explorer.error is None
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "found", "told"),
+    [
+        (number("", " times"), "16", 16, "You said 16 times: right."),
+        (number("", " times"), "15", 16, "right, within a tenth"),
+        (number("", " times"), "4", 16, "4 times too low"),
+        (number("", ""), "-2", -1, "2 times too low"),
+        (number("", ""), "3", -1, "too high by 4"),
+        (number("", ""), "0.5", 0, "too high by 0.5"),
+        (number("", " %"), "40", 44.9, "right, within five points"),
+        (number("", " %"), "20", 47, "You said 20 %: 27 points too low."),
+        (choice("", "up", "down"), "up", "up", "You said up: right."),
+        (choice("", "up", "down"), "down", "up", "You said down: not so."),
+        (words(""), "the norm", "anything", "You wrote: the norm"),
+        (number("", " %"), "", 47, "You made no prediction."),
+    ],
+)
+def test_a_prediction_is_compared_with_what_was_found(question, said, found, told):
+    assert told in question.compare(said, found)
+
+
+def test_predictions_are_revealed_in_print_and_in_the_form(capsys):
+    mine = Predictions(number("how many?", " %"), choice("which way?", "up", "down"), words("why?"))
+    assert [q["kind"] for q in mine.questions] == ["number", "choice", "words"]
+    mine.answers = ["60", "", "it has to"]
+    mine.reveal((47.2, "half of it"), ("up", "see check 1.1"), ("", "nobody knows"))
+    out = capsys.readouterr().out
+    assert "1. 47.2 %: half of it\n   You said 60 %: 13 points too high." in out
+    assert "2. up: see check 1.1\n   You made no prediction." in out
+    assert "3. nobody knows\n   You wrote: it has to" in out
+    assert mine.outcomes == ["It is 47.2 %. You said 60 %: 13 points too high.", "It is up.", "nobody knows"]
+
+
+def test_predictions_say_what_does_not_fit():
+    with pytest.raises(ValueError, match="a choice needs two"):
+        choice("which?", "one")
+    with pytest.raises(ValueError, match="2 answers to 1 questions"):
+        Predictions(words("why?")).reveal(("", "a"), ("", "b"))
+    with pytest.raises(ValueError, match="'sideways' is not one of the options up, down"):
+        Predictions(choice("which?", "up", "down")).reveal(("sideways", "a"))

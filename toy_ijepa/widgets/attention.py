@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toy_ijepa import plots
 from toy_ijepa.encoder import Encoder
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 from toy_ijepa.widgets.blocks import check_block, check_images
 from toy_ijepa.widgets.canvas import PatchCanvas
 from toy_ijepa.widgets.drawing import heat, outline, panels

@@ -18,7 +18,7 @@ from toy_ijepa import plots
 from toy_ijepa.imagination import Gallery, compose, imagine
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import Grid, Masks
-from toy_ijepa.probing import normalise
+from toy_ijepa.patches import normalise
 from toy_ijepa.widgets.blocks import Block, check_block, check_images, covered, masks_of
 from toy_ijepa.widgets.canvas import PatchCanvas
 from toy_ijepa.widgets.drawing import bare, heat, outline, panels, seen_only, whole

@@ -3,6 +3,7 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "another library's array": "return image.permute(1, 2, 0).numpy()",
             "reshape for permute": "return image.reshape(*image.shape[1:], 3)",
             "lying on its side": "return image.transpose(0, 2)",
             "floats above 1": "return image.permute(1, 2, 0).float()",
@@ -26,6 +27,11 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "every patch that is no target is context": """
+                _, M, T = masks.targets.shape
+                hidden = len(set(masks.targets[0].flatten().tolist()))
+                return {"context encoder": patches - hidden, "target encoder": patches, "predictions": M * T}
+            """,
             "a blind teacher": """
                 _, M, T = masks.targets.shape
                 return {"context encoder": masks.context.shape[1], "target encoder": M * T, "predictions": M * T}

@@ -3,6 +3,10 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "patches of 2 pixels, whatever is asked": """
+                P = 2
+                return images.reshape(B, C, H // P, P, W // P, P).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+            """,
             "reshape alone": "return images.reshape(B, (H // P) * (W // P), C * P * P)",
             "down the columns": """
                 x = images.reshape(B, C, H // P, P, W // P, P).permute(0, 4, 2, 1, 3, 5)
@@ -27,6 +31,11 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "not in order": """
+                row, column = divmod(n, w)
+                around = [(row, column - 1), (row, column + 1), (row - 1, column), (row + 1, column)]
+                return [i * w + j for i, j in around if 0 <= i < h and 0 <= j < w]
+            """,
             "wraps round at the ends of rows": "return [m for m in (n - w, n - 1, n + 1, n + w) if 0 <= m < h * w]",
             "rows of h patches": """
                 row, column = divmod(n, h)
@@ -56,6 +65,11 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "three channels of 2 pixels, whatever is asked": """
+                h, w = grid
+                x = tokens.reshape(len(tokens), h, w, 3, 2, 2)
+                return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), 3, h * 2, w * 2)
+            """,
             "as it was": """
                 B, N, L = tokens.shape
                 h, w = grid

@@ -3,6 +3,7 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "scaled by the root of one size": "return (q @ k.transpose(-2, -1) / 2).softmax(-1) @ v",
             "not scaled": "return (q @ k.transpose(-2, -1)).softmax(-1) @ v",
             "softmax over the queries": "return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-2) @ v",
             "scaled by d": "return (q @ k.transpose(-2, -1) / q.shape[-1]).softmax(-1) @ v",
@@ -70,9 +71,14 @@ ANSWERS = {
             """,
         },
         "right": {
+            "in place": """
+                x += attention(norm1(x))
+                x += mlp(norm2(x))
+                return x
+            """,
             "in one line": """
                 return (middle := x + attention(norm1(x))) + mlp(norm2(middle))
-            """
+            """,
         },
     },
     "ex4": {

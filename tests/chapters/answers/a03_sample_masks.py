@@ -3,6 +3,19 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "a generator of its own": """
+                generator = torch.Generator().manual_seed(0)
+                top = torch.randint(0, grid[0] - size[0] + 1, (count,), generator=generator)
+                return top, torch.randint(0, grid[1] - size[1] + 1, (count,), generator=generator)
+            """,
+            "the global generator": """
+                top = torch.randint(0, grid[0] - size[0] + 1, (count,))
+                return top, torch.randint(0, grid[1] - size[1] + 1, (count,))
+            """,
+            "one of the two without the generator": """
+                top = torch.randint(0, grid[0] - size[0] + 1, (count,))
+                return top, torch.randint(0, grid[1] - size[1] + 1, (count,), generator=generator)
+            """,
             "bound exclusive": """
                 top = torch.randint(0, grid[0] - size[0], (count,), generator=generator)
                 left = torch.randint(0, grid[1] - size[1], (count,), generator=generator)
@@ -33,6 +46,28 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "the generator ignored": "return 0.15 + 0.05 * torch.rand(()).item(), 0.75 + 0.75 * torch.rand(()).item()",
+            "one number folded: no correlation, and yet one number": """
+                u = torch.rand((), generator=generator).item()
+                return 0.15 + 0.05 * u, 0.75 + 0.75 * abs(2 * u - 1)
+            """,
+            "only two shapes": """
+                u, v = torch.rand(2, generator=generator).tolist()
+                return 0.15 + 0.05 * u, 0.75 if v < 0.5 else 1.5
+            """,
+            "never the largest": """
+                u, v = torch.rand(2, generator=generator).tolist()
+                return 0.15 + 0.03 * u, 0.75 + 0.75 * v
+            """,
+            "never the tallest": "return uniform(0.15, 0.2, generator), uniform(0.75, 4 / 3, generator)",
+            "small ones more often": """
+                u, v = torch.rand(2, generator=generator).tolist()
+                return 0.15 + 0.05 * u**2, 0.75 + 0.75 * v
+            """,
+            "aspect of the logarithm": """
+                u, v = torch.rand(2, generator=generator).tolist()
+                return 0.15 + 0.05 * u, 0.75 * 2 ** (v**2)
+            """,
             "as it was": """
                 u = torch.rand((), generator=generator).item()
                 return 0.15 + (0.2 - 0.15) * u, 0.75 + (1.5 - 0.75) * u
@@ -57,6 +92,16 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "a generator of its own": """
+                generator = torch.Generator().manual_seed(0)
+                allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
+                allowed.scatter_(1, targets.flatten(1), False)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context")
+                ticket = torch.rand(B, patches, generator=generator).masked_fill(~allowed, -1.0)
+                return ticket.topk(count, dim=1).indices
+            """,
             "the first in reading order": """
                 allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
                 allowed.scatter_(1, targets.flatten(1), False)
@@ -115,11 +160,13 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "too little": 'return {"share": 0.38, "larger batch": "shrinks"}',
+            "too much": 'return {"share": 0.55, "larger batch": "shrinks"}',
             "targets that never overlap": 'return {"share": 0.925 - 4 * 0.175, "larger batch": "shrinks"}',
             "the context block alone": 'return {"share": 0.925, "larger batch": "shrinks"}',
             "the batch does not matter": 'return {"share": 0.43, "larger batch": "stays"}',
             "cut to the largest": 'return {"share": 0.43, "larger batch": "grows"}',
         },
-        "right": {"a rounder number": 'return {"share": 0.4, "larger batch": "shrinks"}'},
+        "right": {"a rounder number": 'return {"share": 0.45, "larger batch": "shrinks"}'},
     },
 }

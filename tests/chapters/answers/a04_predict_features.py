@@ -76,6 +76,8 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "rounded to whole numbers in the wrong direction": 'return {"width": 3.0, "depth": 2.0, "grid": 1.0}',
+            "a little for the positions": 'return {"width": 4.0, "depth": 2.0, "grid": 1.15}',
             "linear in the width": 'return {"width": 2.0, "depth": 2.0, "grid": 1.0}',
             "learned positions": 'return {"width": 4.0, "depth": 2.0, "grid": 4.0}',
             "depth squared": 'return {"width": 4.0, "depth": 4.0, "grid": 1.0}',
@@ -85,6 +87,10 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "three blocks, whatever is asked": """
+                seen = seen.repeat_interleave(3, dim=0)
+                return torch.cat([seen, asked.flatten(0, 1)], dim=1)
+            """,
             "as it was": "return torch.cat([seen.repeat(asked.shape[1], 1, 1), asked.flatten(0, 1)], dim=1)",
             "images vary fastest": """
                 M = asked.shape[1]

@@ -3,6 +3,19 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "weights only": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    if t.ndim > 1:
+                        t.mul_(momentum).add_(o, alpha=1.0 - momentum)
+            """,
+            "0.9, whatever is asked": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.mul_(0.9).add_(o, alpha=0.1)
+            """,
+            "new memory": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    t.data = momentum * t.data + (1.0 - momentum) * o.data
+            """,
             "add for add_": """
                 for t, o in zip(target.parameters(), online.parameters(), strict=True):
                     t.mul_(momentum).add(o, alpha=1.0 - momentum)
@@ -58,6 +71,10 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "one mean for all features": """
+                variances = torch.linalg.svdvals(features - features.mean()).square()
+                return torch.special.entr(variances / variances.sum()).sum().exp().item()
+            """,
             "mean kept": """
                 variances = torch.linalg.svdvals(features).square()
                 return torch.special.entr(variances / variances.sum()).sum().exp().item()

@@ -4,7 +4,7 @@ LOOP = """
     optimiser = torch.optim.SGD(model.parameters(), lr=peak)
     rates = []
     for number, (x, y) in enumerate(batches):
-        rate = warmup_cosine({progress}, peak, warmup=0.1)
+        rate = schedules.warmup_cosine({progress}, peak, warmup=0.1)
         optimiser.param_groups[0]["lr"] = rate
         loss = F.mse_loss(model(x), y){divided}
         {before}
@@ -29,6 +29,8 @@ def loop(**changes: str) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "in bfloat16": "return F.smooth_l1_loss(predictions.bfloat16(), targets.bfloat16()).float()",
+            "gradients cut": "return F.smooth_l1_loss(predictions.detach().float(), targets.float())",
             "silent bug 2: a sum over patches and features": """
                 return F.smooth_l1_loss(predictions.float(), targets.float(), reduction="sum") / len(predictions)
             """,
@@ -54,6 +56,21 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "down in a straight line": """
+                if progress < warmup:
+                    return peak * progress / warmup
+                return peak * (1 - (progress - warmup) / (1 - warmup))
+            """,
+            "a warm-up of a fifth, whatever is asked": """
+                if progress < 0.2:
+                    return peak * progress / 0.2
+                return peak * 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
+            """,
+            "divided by no warm-up": """
+                if progress <= warmup:
+                    return peak * progress / warmup
+                return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+            """,
             "the cosine begins with the run": """
                 if progress < warmup:
                     return peak * progress / warmup
@@ -89,6 +106,20 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "four batches, whatever is asked": """
+                optimiser = torch.optim.SGD(model.parameters(), lr=peak)
+                rates = []
+                for number, (x, y) in enumerate(batches):
+                    rate = schedules.warmup_cosine(number // 4 / steps, peak, warmup=0.1)
+                    optimiser.param_groups[0]["lr"] = rate
+                    (F.mse_loss(model(x), y) / 4).backward()
+                    if (number + 1) % 4 == 0:
+                        optimiser.step()
+                        optimiser.zero_grad()
+                        ema_update(target, model, 0.9)
+                        rates.append(rate)
+                return rates
+            """,
             "silent bug 3: progress in batches": loop(progress="number / steps"),
             "divided the wrong way": loop(progress="number / (steps / accumulate)"),
             "gradients added, not averaged": loop(divided=""),
@@ -106,6 +137,23 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "the names of the test alone": """
+                first = "encoder.patch_embed.proj"
+                decayed = ["encoder.blocks.0.attn.qkv.weight", f"{first}.weight", "predictor.proj.weight"]
+                spared = ["encoder.blocks.0.norm1.weight", "encoder.norm.bias", f"{first}.bias"]
+                return decayed, [*spared, "predictor.mask_token"]
+            """,
+            "some biases decay": """
+                names = [name for name, p in model.named_parameters() if p.requires_grad]
+                spared = [n for n in names if "norm" in n or n.endswith(("proj.bias", "mask_token"))]
+                return [n for n in names if n not in spared], spared
+            """,
+            "the vectors of the predictor forgotten": """
+                trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+                decayed = [n for n, p in trained.items() if p.ndim == 2]
+                ours = [n for n, p in trained.items() if n.startswith("encoder") or p.ndim == 3]
+                return decayed, [n for n in ours if n not in decayed]
+            """,
             "by name: norms decay": """
                 names = [name for name, p in model.named_parameters() if p.requires_grad]
                 spared = [n for n in names if n.endswith(("bias", "mask_token"))]
