@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -56,7 +57,8 @@ def source() -> str:
 
 def small_part(name: str) -> Path:
     """A folder with QUICK_PICTURES of each split of a set, written once: whatever reads it is quick."""
-    root = cache_root() / "quick" / f"{name}-{QUICK_PICTURES}"
+    where = zlib.crc32(os.environ.get("IJEPA_DATA", "").encode())  # other pictures of that name are another part
+    root = cache_root() / "quick" / f"{name}-{QUICK_PICTURES}-{where:08x}"
     if not root.is_dir():
         part = root.with_name(f"{root.name}.{os.getpid()}.part")
         for split in ("train", "test"):

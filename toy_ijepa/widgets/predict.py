@@ -103,6 +103,9 @@ class Predictions(anywidget.AnyWidget):
         blank = [""] * len(asked)
         super().__init__(questions=[asdict(q) | {"kind": q.kind} for q in asked], answers=blank, outcomes=list(blank))
 
+    def __repr__(self) -> str:
+        return f"Predictions({'; '.join(q.label for q in self.asked)})"
+
     def reveal(self, *found: tuple[object, str]) -> None:
         """Print each answer with its reason and how the prediction stood, and show that in the form too.
 
