@@ -39,6 +39,22 @@ def predicted(**changes: object) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "the largest": "return score(x, y, test, test_y, KS[-1]), KS[-1]",
+            "other films": """
+                held = films % 5 == 1
+                best = max(KS, key=lambda k: score(x[~held], y[~held], x[held], y[held], k))
+                return score(x, y, test, test_y, best), best
+            """,
+            "the first twenty films": """
+                held = films < 20
+                best = max(KS, key=lambda k: score(x[~held], y[~held], x[held], y[held], k))
+                return score(x, y, test, test_y, best), best
+            """,
+            "the last three of KS": """
+                held = films % 5 == 0
+                best = max(KS[4:], key=lambda k: score(x[~held], y[~held], x[held], y[held], k))
+                return score(x, y, test, test_y, best), best
+            """,
             "a fifth of the frames": judge(held="torch.arange(len(x)) % 5 == 0"),
             "a random fifth": judge(held="torch.rand(len(x), generator=torch.Generator().manual_seed(0)) < 0.2"),
             "chosen on the test set": judge(fitted="x, y", compared="test, test_y"),
@@ -68,6 +84,37 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "no guard against 0 / 0": """
+                scores = []
+                for c in range(classes):
+                    hits = ((predicted == c) & (truth == c)).sum().item()
+                    scores.append(2 * hits / (2 * hits + ((predicted == c) != (truth == c)).sum().item()))
+                return 100 * sum(scores) / classes
+            """,
+            "an absent class counts as 1": """
+                scores = []
+                for c in range(classes):
+                    hits = ((predicted == c) & (truth == c)).sum().item()
+                    wrong = ((predicted == c) != (truth == c)).sum().item()
+                    scores.append(2 * hits / (2 * hits + wrong) if hits + wrong else 1.0)
+                return 100 * sum(scores) / classes
+            """,
+            "classes that are there": """
+                scores = []
+                for c in truth.unique().tolist():
+                    hits = ((predicted == c) & (truth == c)).sum().item()
+                    wrong = ((predicted == c) != (truth == c)).sum().item()
+                    scores.append(2 * hits / max(2 * hits + wrong, 1))
+                return 100 * sum(scores) / len(scores)
+            """,
+            "three classes, whatever is asked": """
+                scores = []
+                for c in range(3):
+                    hits = ((predicted == c) & (truth == c)).sum().item()
+                    wrong = ((predicted == c) != (truth == c)).sum().item()
+                    scores.append(2 * hits / max(2 * hits + wrong, 1))
+                return 100 * sum(scores) / 3
+            """,
             "as it was: counts of all classes together": """
                 hits = (predicted == truth).sum().item()
                 return 100 * 2 * hits / (2 * hits + 2 * (len(truth) - hits))

@@ -46,6 +46,24 @@ def processors(**changes: tuple[float, float]) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "the features that were given are changed": """
+                features -= features.mean(0)
+                features /= features.norm(dim=1, keepdim=True)
+                cosine = features[queries] @ features.T
+                cosine[torch.arange(len(queries)), queries] = -math.inf
+                return cosine.topk(k, dim=1).indices
+            """,
+            "sixty pictures, whatever is given": """
+                x = F.normalize(features - features.mean(0), dim=1)
+                cosine = (x[queries] @ x.T).masked_fill(torch.eye(60, dtype=torch.bool)[queries], -math.inf)
+                return cosine.topk(k, dim=1).indices
+            """,
+            "all queries left out": """
+                x = F.normalize(features - features.mean(0), dim=1)
+                cosine = x[queries] @ x.T
+                cosine[:, queries] = -math.inf
+                return cosine.topk(k, dim=1).indices
+            """,
             "the query is its own neighbour": near(out="pass"),
             "the first is dropped": near(out="pass", returned="cosine.topk(k + 1, dim=1).indices[:, 1:]"),
             "a cosine of 0 for the query": near(out="cosine[torch.arange(len(queries)), queries] = 0.0"),
@@ -77,6 +95,23 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "the momentum of the row before": """
+                found, peak = set(), max(row["lr"] for row in rows)
+                if rows[-1]["std"] < 0.1:
+                    found.add("collapse")
+                if sum(row["lr"] < peak / 100 for row in rows) > 0.3 * len(rows):
+                    found.add("schedule over early")
+                left = 1.0
+                for last, row in zip([rows[0] | dict(step=0), *rows], rows):
+                    left *= last["momentum"] ** (row["step"] - last["step"])
+                return found | ({"momentum too high"} if left > 0.1 else set())
+            """,
+            "below a hundredth of the first rate": diagnosis(idle='row["lr"] < 0.01 * rows[0]["lr"]'),
+            "below a tenth of the peak": diagnosis(idle='row["lr"] < peak / 10'),
+            "rows at one distance": diagnosis(left='row["momentum"] ** (rows[1]["step"] - rows[0]["step"])'),
+            "collapse below 0.2": diagnosis(collapse='rows[-1]["std"] < 0.2'),
+            "collapse in the second half": diagnosis(collapse='min(r["std"] for r in rows[len(rows) // 2 :]) < 0.1'),
+            "the mean of the last three": diagnosis(collapse='sum(r["std"] for r in rows[-3:]) / 3 < 0.1'),
             "as it was": diagnosis(idle='row["lr"] == 0.0', left='row["momentum"]'),
             "only the momentum repaired": diagnosis(idle='row["lr"] == 0.0'),
             "only the schedule repaired": diagnosis(left='row["momentum"]'),
@@ -105,6 +140,7 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "three numbers for one": processors(course=((0.5,) * 3, (0.25,) * 3)),
             "in bytes": processors(course=(127.5, 63.75), centred=(102.0, 51.0)),
             "0.5 and 0.5 for everybody": processors(course=(0.5, 0.5)),
             "ImageNet's numbers": processors(course=(0.456, 0.224)),

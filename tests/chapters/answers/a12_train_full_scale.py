@@ -38,6 +38,9 @@ def left(**changes: float) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "one device's rate": cost(speed="devices * 100e12 * share"),
+            "one share": cost(speed="devices * rate * 0.4"),
+            "steps of one encoder": cost(images="steps * batch * 20e9 / forward"),
             "only the forward pass": cost(passes="(1 + checkpointing)"),
             "backward costs as much as forward": cost(passes="(2 + checkpointing)"),
             "checkpointing does everything twice": cost(passes="(6 if checkpointing else 3)"),
@@ -62,6 +65,12 @@ ANSWERS = {
     "ex2": {
         "wrong": {
             "as it was": share(start="(step * world + rank) * recipe.batch", mine="range(parts)"),
+            "144 pictures, whatever is given": share(start="step * recipe.batch").replace("order(count,", "order(144,"),
+            "three pictures, whatever is asked": share(size="3"),
+            "only three processes are too many": share(check="if world == 3: raise ValueError('8 and 3')"),
+            "only the first process says so": share(
+                check="if parts % world and rank == 0: raise ValueError('8, 3, 5')"
+            ),
             "every process takes the whole batch": share(mine="range(parts)"),
             "only the pictures repaired": """
                 parts = recipe.batch // recipe.micro_batch // world
@@ -97,6 +106,7 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "a long run keeps some": left(long=0.02),
             "the momentum does not rise": left(rising=0.135),
             "a rise doubles what is left": left(rising=0.27),
             "what was replaced": left(constant=0.865, rising=0.633),
