@@ -19,14 +19,12 @@ SHARE = 0.4  # a guess: of the rate of one large product that a training step re
 
 
 def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
-    """FLOPs of the matrix products of a training step, forward and backward, an image; counted by torch."""
-    plain = recipe.replace(compile=False, checkpointing=False, groups=1)
-    step = methods.Step(methods.build(plain))
+    """FLOPs of the matrix products of a training step, an image: what torch counts, recomputed blocks included."""
+    step = methods.Step(methods.build(recipe.replace(compile=False, groups=1)))
     images = torch.zeros(batch, 3, recipe.image_size, recipe.image_size)
     with FlopCounterMode(display=False) as counter:
         step(images, 0).backward()
-    extra = 4 / 3 if recipe.checkpointing else 1.0  # the forward pass once more
-    return extra * counter.get_total_flops() / batch
+    return counter.get_total_flops() / batch
 
 
 def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = torch.bfloat16) -> float:
