@@ -133,6 +133,21 @@ def package(chapter: int) -> dict[str, set[str]]:
     return found
 
 
+# Words of everyday use, which a reader knows well enough before their chapter makes them precise.
+EVERYDAY = {"encoder", "mask", "patch", "seed", "rank"}
+
+
+def glossary() -> dict[str, int]:
+    """Terms of the glossary, and short forms in brackets, with the chapter that introduces them."""
+    found = {}
+    for line in (ROOT / "chapters" / "glossary.md").read_text().splitlines():
+        entry = re.match(r"- \*\*(?P<term>[^(*]+?)(?: \((?P<short>[\w-]+)\))?\*\*: .*\(\[(?P<chapter>\d\d)\]", line)
+        if entry:
+            names = {entry["term"], entry["short"]} - {None} - EVERYDAY
+            found |= dict.fromkeys(names, int(entry["chapter"]))
+    return found
+
+
 def test_chapters_are_numbered_without_gap():
     assert [number(path) for path in CHAPTERS] == list(range(len(CHAPTERS)))
     assert len(CHAPTERS) >= len(ROOMS)
@@ -274,6 +289,18 @@ class TestChapter:
         for cell in cells(path):
             for line in source(cell).splitlines():
                 assert "NBVAL" not in line or line.strip() == "# NBVAL_CHECK_OUTPUT", cell["id"]
+
+    def test_no_word_before_its_explanation(self, path):
+        """A term that a later chapter introduces is a link where it first stands (most lead to the glossary)."""
+        words = re.sub(r"`[^`]*`", "", text(path))
+        linked = " ".join(re.findall(r"\[([^\]]+)\]\(", words))
+        for term, chapter in glossary().items():
+            form = re.compile(rf"\b{re.escape(term)}\b")
+            first = form.search(words)
+            if chapter > number(path) and first:
+                before = words[: first.start()]
+                inside = before.rfind("[") > before.rfind("]") and form.search(linked)
+                assert inside, f"{term!r} is explained in chapter {chapter}: link it where it first stands"
 
     def test_links_lead_somewhere(self, path):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text(path)):

@@ -91,7 +91,14 @@ def run(source: str, names: dict, label: str = "cell") -> tuple[str, str]:
 def check(name: str, exercise: str, answer: str, *, hidden: bool = True) -> None:
     """Run an exercise with this answer, up to and with its tests; without `hidden`, those that a student sees."""
     found, names = cells(name), {}
-    for id in ("setup", f"{exercise}-given", f"{exercise}-answer", f"{exercise}-tools", f"{exercise}-test"):
+    for id in (
+        "setup",
+        f"{exercise}-given",
+        f"{exercise}-look",
+        f"{exercise}-answer",
+        f"{exercise}-tools",
+        f"{exercise}-test",
+    ):
         if id in found:
             source = fill(found[id].source, answer) if id.endswith("-answer") else found[id].source
             run(source if hidden else HIDDEN.sub("", source), names, f"{name}:{id}")
@@ -127,11 +134,13 @@ class TestNotebook:
         assert order[:2] == ["intro", "setup"]
         assert 2 <= len(exercises(name)) <= 4
         for exercise in exercises(name):
-            parts = ["task", "given", "hints", "answer", "tools", "test", "picture", "after"]
+            parts = ["task", "given", "look", "hints", "answer", "tools", "test", "picture", "after"]
             wanted = [f"{exercise}-{part}" for part in parts if f"{exercise}-{part}" in found]
             begin = order.index(wanted[0])
             assert order[begin : begin + len(wanted)] == wanted
-            assert {f"{exercise}-{part}" for part in parts if part not in ("given", "tools", "after")} <= set(wanted)
+            assert {f"{exercise}-{part}" for part in parts if part not in ("given", "look", "tools", "after")} <= set(
+                wanted
+            )
             facts = FACTS.search(found[f"{exercise}-task"].source)
             assert facts, exercise
             assert int(facts["points"]) == found[f"{exercise}-test"].metadata.nbgrader.points

@@ -1,5 +1,11 @@
 """Answers to chapters/exercises/05_follow_target.ipynb."""
 
+
+def runs(**changes: str) -> str:
+    """The right names of the runs with some of them changed."""
+    return f"return { ({**dict(A='frozen', B='no stop-gradient', C='right', D='fading'), **changes})!r}"
+
+
 ANSWERS = {
     "ex1": {
         "wrong": {
@@ -64,9 +70,10 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
-            "a low loss is learning": 'return {"lower loss": "with", "higher std": "with"}',
-            "freedom helps": 'return {"lower loss": "without", "higher std": "without"}',
-            "both the wrong way round": 'return {"lower loss": "with", "higher std": "without"}',
+            "the low loss is the right one": runs(B="right", C="no stop-gradient"),
+            "frozen and right exchanged": runs(A="right", C="frozen"),
+            "the two collapsed ones exchanged": runs(B="fading", D="no stop-gradient"),
+            "all right": runs(A="right", B="right", D="right"),
         },
     },
     "ex4": {
