@@ -132,7 +132,7 @@ class TestNotebook:
         """Every exercise states its facts, has two hints, an answer, tests and a picture, in this order."""
         found, order = cells(name), list(cells(name))
         assert order[:2] == ["intro", "setup"]
-        assert 2 <= len(exercises(name)) <= 4
+        assert 2 <= len(exercises(name)) <= 5
         for exercise in exercises(name):
             parts = ["task", "given", "look", "hints", "answer", "tools", "test", "picture", "after"]
             wanted = [f"{exercise}-{part}" for part in parts if f"{exercise}-{part}" in found]

@@ -96,4 +96,40 @@ ANSWERS = {
             "positions picked with the same index": "return gather_tokens(patch_embed(images), keep) + positions[keep]"
         },
     },
+    "ex5": {
+        "wrong": {
+            "wraps round at the ends of rows": """
+                keys = torch.eye(h * w)
+                return 20 * (h * w) ** 0.5 * keys.roll(1, 0), keys
+            """,
+            "too soft": """
+                n = torch.arange(h * w)
+                keys = torch.eye(h * w)
+                return keys[torch.where(n % w == 0, n, n - 1)], keys
+            """,
+            "queries and keys exchanged": """
+                n = torch.arange(h * w)
+                keys = torch.eye(h * w)
+                return keys, 20 * (h * w) ** 0.5 * keys[torch.where(n % w == 0, n, n - 1)]
+            """,
+            "above": """
+                n = torch.arange(h * w)
+                keys = torch.eye(h * w)
+                return 20 * (h * w) ** 0.5 * keys[torch.where(n < w, n, n - w)], keys
+            """,
+            "28 patches, whatever is asked": """
+                n = torch.arange(28)
+                keys = torch.eye(28)
+                return 100 * keys[torch.where(n % 7 == 0, n, n - 1)], keys
+            """,
+        },
+        "right": {
+            "rows and columns apart": """
+                i, j = torch.arange(h * w) // w, torch.arange(h * w) % w
+                row, column = torch.eye(h)[i], torch.eye(w)
+                keys = torch.cat([row, column[j]], dim=1)
+                return 20 * (h + w) ** 0.5 * torch.cat([row, column[(j - 1).clamp(min=0)]], dim=1), keys
+            """
+        },
+    },
 }
