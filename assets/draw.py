@@ -33,9 +33,9 @@ def imagined() -> None:
 
 
 def grain() -> None:
-    """Accuracy against grain, from the stored runs of `shapes:STD`."""
+    """Accuracy against grain, from the stored runs of `shapes` and `shapes:STD`."""
     found = {}
-    for path in ASSETS.glob("results/first-shapes-*.json"):
+    for path in ASSETS.glob("results/first-shapes*.json"):
         metrics = json.loads(path.read_text())
         found[grain_of(metrics["data"])] = metrics["probes"]
     plots.grain_curves(found, 100 / len(CLASSES)).savefig(ASSETS / "grain.png", dpi=110)

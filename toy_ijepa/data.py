@@ -83,9 +83,9 @@ def resize(images: Tensor, image_size: int | None) -> Tensor:
 
 
 def grain_of(name: str) -> float:
-    """The std behind "shapes:STD". Raises DataError if it is not a number within 0 and 2."""
+    """The std behind "shapes:STD", 0 for plain "shapes". Raises DataError if it is not a number within 0 and 2."""
     try:
-        std = float(name.removeprefix("shapes:"))
+        std = 0.0 if name == "shapes" else float(name.removeprefix("shapes:"))
     except ValueError:
         std = -1.0
     if not 0 <= std <= 2:

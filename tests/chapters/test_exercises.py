@@ -167,7 +167,8 @@ class TestNotebook:
     def test_cells_are_short(self, name):
         for id, cell in cells(name).items():
             lines = [line for line in HIDDEN.sub("", cell.source).splitlines() if line.strip()]
-            assert cell.cell_type != "code" or len(lines) <= LONGEST, f"{id} has {len(lines)} lines"
+            most = LONGEST + (5 if id.endswith(("-tools", "-test")) else 0)  # which nobody has to read
+            assert cell.cell_type != "code" or len(lines) <= most, f"{id} has {len(lines)} lines"
 
     def test_imports_only_opened_rooms(self, name):
         chapter = int(name[:2])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
 import torch
 
 from toy_ijepa import ablation
-from toy_ijepa.ablation import VARIANTS, build, main
+from toy_ijepa.ablation import MEASURED, ONLINE, VARIANTS, build, main
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -32,15 +33,24 @@ def test_without_stop_gradient_both_sides_are_one_encoder():
 def test_writes_mean_and_spread_of_every_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "load", lambda name, split: tiny(split))
     out = tmp_path / "found.json"
-    line = ["ablation", "--steps", "2", "--seed", "0", "1", "--labels", "60", "--only", "predictor: 1 deep"]
+    line = ["ablation", "--steps", "12", "--seed", "0", "1", "--labels", "60"]
+    line += ["--only", "predictor: 1 deep", "momentum: 1", "no stop-gradient"]
     monkeypatch.setattr(sys, "argv", [*line, "--out", str(out)])
     assert main() == 0
     found = json.loads(out.read_text())
-    assert set(found["variants"]) == {"random encoder", "predictor: 1 deep"}
+    assert set(found["variants"]) == {"random encoder", "predictor: 1 deep", "momentum: 1", "no stop-gradient"}
     row = found["variants"]["predictor: 1 deep"]
     assert len(row["runs"]) == 2
     assert row["knn"] == pytest.approx(sum(r["knn"] for r in row["runs"]) / 2, abs=6e-3)
-    assert "--steps 2" in found["command"]
+    assert "--steps 12" in found["command"]
+    frozen, alone = (found["variants"][name]["runs"][0] for name in ("momentum: 1", "no stop-gradient"))
+    untrained = found["variants"]["random encoder"]["runs"][0]
+    assert [frozen[n] for n in MEASURED] == [untrained[n] for n in MEASURED], "a frozen target stays the random encoder"
+    assert [frozen[n] for n in ONLINE] != [frozen[n] for n in MEASURED], "the encoder that learned is judged as well"
+    assert [alone[n] for n in ONLINE] == [alone[n] for n in MEASURED], "without stop-gradient there is one encoder"
+    told = capsys.readouterr().out.splitlines()
+    assert " over " not in told[0]
+    assert re.search(r"over predictor: 1 deep: linear [+-][\d.]+ ± [\d.]+, knn", told[1])
 
 
 def test_an_unknown_variant_is_named_with_the_near_miss(tmp_path, monkeypatch, capsys):

@@ -37,6 +37,11 @@ def probe(**changes: str) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "nine neighbours, whatever is asked": vote(k="9"),
+            "one temperature": vote(weights="(cosine / 0.2).exp()"),
+            "the features that were given are changed": vote().replace(
+                "mean, classes", "train -= train.mean(0); mean, classes"
+            ),
             "each set centred on its own mean": vote(test_mean="test.mean(0)"),
             "not weighted": vote(weights="torch.ones_like(cosine)"),
             "weighted by the cosine times the temperature": vote(weights="(cosine * temperature).exp()"),
@@ -81,6 +86,25 @@ ANSWERS = {
                     classifier = fit_linear(x, train_labels, classes, penalty)
                     best = max(best, (accuracy(classifier, x_test, test_labels), penalty))
                 return best
+            """,
+            "nothing is chosen": """
+                mean, std = train.mean(0), train.std(0)
+                classifier = fit_linear((train - mean) / std, train_labels, classes, 0.1)
+                return accuracy(classifier, (test - mean) / std, test_labels), 0.1
+            """,
+            "not fitted again": probe(finally_fitted="x[~held_out], train_labels[~held_out]"),
+            "fitted on the fifth": probe(
+                fitted="x[held_out], train_labels[held_out]", compared="x[~held_out], train_labels[~held_out]"
+            ),
+            "not standardised": probe().replace("(train - mean) / std, (test - mean) / std", "train, test"),
+            "the best on the test set is reported": """
+                mean, std = train.mean(0), train.std(0)
+                x, x_test, best, top = (train - mean) / std, (test - mean) / std, (-1.0, 0.0), 0.0
+                for penalty in PENALTIES:
+                    classifier = fit_linear(x[~held_out], train_labels[~held_out], classes, penalty)
+                    best = max(best, (accuracy(classifier, x[held_out], train_labels[held_out]), penalty))
+                    top = max(top, accuracy(fit_linear(x, train_labels, classes, penalty), x_test, test_labels))
+                return top, best[1]
             """,
             "only the penalty repaired": probe(numbers="torch.cat([train, test])"),
             "only the standardisation repaired": probe(compared="x_test, test_labels"),

@@ -3,6 +3,18 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "patches of 4 pixels, whatever is asked": """
+                pixels = gather_tokens(patchify(images, 4), hidden)
+                return F.layer_norm(pixels, pixels.shape[-1:])
+            """,
+            "added to the root": """
+                pixels = gather_tokens(patchify(images, patch), hidden)
+                return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.std(-1, keepdim=True, correction=0) + 1e-5)
+            """,
+            "something smaller": """
+                pixels = gather_tokens(patchify(images, patch), hidden)
+                return F.layer_norm(pixels, pixels.shape[-1:], eps=1e-6)
+            """,
             "not normalised": "return gather_tokens(patchify(images, patch), hidden)",
             "over the whole image": """
                 x = patchify(images, patch)
@@ -38,6 +50,27 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "twice the absolute error": """
+                said, true = gather_tokens(predictions, hidden), gather_tokens(targets, hidden)
+                return 2 * (said - true).abs().mean()
+            """,
+            "the square of the mean": """
+                said, true = gather_tokens(predictions, hidden), gather_tokens(targets, hidden)
+                return (said - true).mean().square()
+            """,
+            "the first image alone": "return F.mse_loss(predictions[0, hidden[0]], targets[0, hidden[0]])",
+            "the first hidden patch alone": """
+                first = hidden[:, :1]
+                return F.mse_loss(gather_tokens(predictions, first), gather_tokens(targets, first))
+            """,
+            "gradients cut": """
+                said, true = gather_tokens(predictions, hidden), gather_tokens(targets, hidden)
+                return F.mse_loss(said.detach(), true)
+            """,
+            "six patches, whatever is given": """
+                mask = torch.zeros(predictions.shape[:2]).scatter_(1, hidden, 1.0)
+                return ((predictions - targets).square().mean(-1) * mask).sum() / 6
+            """,
             "as it was: the visible ones": """
                 mask = torch.ones(predictions.shape[:2]).scatter_(1, hidden, 0.0)
                 error = (predictions - targets).square().mean(-1)
@@ -76,6 +109,27 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "b is certain": """
+                gap, limit = (a.mean() - b.mean()).item(), 2 * (a.var() / len(a)).sqrt().item()
+                return "cannot tell" if abs(gap) <= limit else "a" if gap > 0 else "b"
+            """,
+            "as many seeds on both sides": """
+                gap, limit = (a.mean() - b.mean()).item(), 2 * ((a.var() + b.var()) / len(a)).sqrt().item()
+                return "cannot tell" if abs(gap) <= limit else "a" if gap > 0 else "b"
+            """,
+            "the two errors added": """
+                gap, errors = (a.mean() - b.mean()).item(), [(x.var() / len(x)).sqrt().item() for x in (a, b)]
+                limit = 2 * sum(errors)
+                return "cannot tell" if abs(gap) <= limit else "a" if gap > 0 else "b"
+            """,
+            "three standard errors": """
+                gap, limit = (a.mean() - b.mean()).item(), 3 * (a.var() / len(a) + b.var() / len(b)).sqrt().item()
+                return "cannot tell" if abs(gap) <= limit else "a" if gap > 0 else "b"
+            """,
+            "medians": """
+                gap, limit = (a.median() - b.median()).item(), 2 * (a.var() / len(a) + b.var() / len(b)).sqrt().item()
+                return "cannot tell" if abs(gap) <= limit else "a" if gap > 0 else "b"
+            """,
             "the higher mean": 'return "a" if a.mean() > b.mean() else "b"',
             "the best seed": """
                 if a.max() == b.max():

@@ -57,6 +57,48 @@ def predicted(**changes: object) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "the whole batch in memory": """
+                x, y = (torch.cat(part) for part in zip(*micros))
+                optimiser.zero_grad()
+                loss = F.mse_loss(model(x), y)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimiser.step()
+                return loss.item()
+            """,
+            "all graphs in memory": """
+                samples = sum(len(x) for x, _ in micros)
+                optimiser.zero_grad()
+                loss = sum(F.mse_loss(model(x), y) * len(x) / samples for x, y in micros)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimiser.step()
+                return loss.item()
+            """,
+            "ten samples, whatever is given": """
+                total = 0.0
+                optimiser.zero_grad()
+                for x, y in micros:
+                    loss = F.mse_loss(model(x), y) * len(x) / 10
+                    loss.backward()
+                    total += loss.item()
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimiser.step()
+                return total
+            """,
+            "a step by hand": """
+                samples, total = sum(len(x) for x, _ in micros), 0.0
+                optimiser.zero_grad()
+                for x, y in micros:
+                    loss = F.mse_loss(model(x), y) * len(x) / samples
+                    loss.backward()
+                    total += loss.item()
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p -= 0.1 * p.grad
+                return total
+            """,
             "not divided": step(weight="1"),
             "divided by the number of micro-batches": step(weight="(1 / len(micros))"),
             "gradients cleared inside the loop": step(before="optimiser.zero_grad()"),
@@ -94,6 +136,13 @@ ANSWERS = {
             "silent bug 3: schedule and target run on micro-batches": loop(
                 progress="number / steps", each="pass", last="pass"
             ).replace("    return rates", f"        {FOLLOW}\n    return rates"),
+            "`micro` ignored": "return train_broken(model, target, x, y, batch, batch, epochs)",
+            "twenty steps, whatever is asked": loop(steps="20"),
+            "the bias does not follow": loop(last="ema_update_weight(target, model)").replace(
+                "ema_update_weight(target, model)",
+                "torch.no_grad()(lambda m: target.weight.mul_(m).add_(model.weight, alpha=1 - m))"
+                "(momentum_at(progress, 0.8, 1.0))",
+            ),
             "only the target repaired": loop(progress="number / steps"),
             "only the rate repaired": loop(each=FOLLOW, last="pass"),
             "the length counted in micro-batches": loop(steps="epochs * len(x) // micro"),
