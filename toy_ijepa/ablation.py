@@ -153,13 +153,14 @@ def main() -> int:
     with pool(args.jobs, (args.data, args.labels, threads)) as workers:
         runs = {
             name: [workers.submit(run, name, seed, args.steps) for seed in args.seed]
-            for name in [*args.only, UNTRAINED]
+            for name in [UNTRAINED, *args.only]
         }
         for name, pending in runs.items():
             found[name] = probing.summary([r.result() for r in pending])
             line = "".join(f"{k} {found[name][k]:7.2f}  " for k in MEASURED)
-            against = [f"{k} {paired(found, name, first, k)}" for k in ("linear", "knn") if name != first]
-            print(f"{name:32}{line}{' over ' + first + ': ' if against else ''}{', '.join(against)}", flush=True)
+            if first in found and name != first:
+                line += f"over {first}: {', '.join(f'{k} {paired(found, name, first, k)}' for k in ('linear', 'knn'))}"
+            print(f"{name:32}{line}", flush=True)
             args.out.write_text(json.dumps(dict(command=command, data=args.data, variants=found), indent=1) + "\n")
     return 0
 
