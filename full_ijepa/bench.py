@@ -59,7 +59,7 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
     """
     with world(device) as here:
         kind = here.device.type
-        images = torch.randint(0, 256, (2 * WATCHED, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (2 * WATCHED, 3, *recipe.sides), dtype=torch.uint8)
         trainer = Trainer(recipe, here, Resident(images, here.device))
         first = max(rounds // 3, 3)
         batches = trainer.data.batches(plan(len(images), recipe, 0, first + rounds), recipe)

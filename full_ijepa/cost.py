@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from full_ijepa import methods
-from full_ijepa.data import SMALL, folder_of
+from full_ijepa.data import SMALL, folder_of, settled
+from full_ijepa.formats import SUFFIXES
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of, steps_of
 from toy_ijepa.bench import matmul_rate
@@ -21,7 +24,7 @@ SHARE = 0.4  # a guess: of the rate of one large product that a training step re
 def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
     """FLOPs of the matrix products of a training step, an image: what torch counts, recomputed blocks included."""
     step = methods.Step(methods.build(recipe.replace(compile=False, groups=1)))
-    images = torch.zeros(batch, 3, recipe.image_size, recipe.image_size)
+    images = torch.zeros(batch, recipe.pixels.channels, *recipe.sides)
     with FlopCounterMode(display=False) as counter:
         step(images, 0).backward()
     return counter.get_total_flops() / batch
@@ -37,7 +40,7 @@ def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = t
     from full_ijepa.vit import SIZES
 
     width, depth, _ = SIZES[recipe.encoder]
-    tokens = (recipe.image_size // recipe.patch) ** 2
+    tokens = math.prod(side // recipe.patch for side in recipe.sides)
     seen = tokens * (1 - recipe.hidden) if recipe.method == "mae" else 0.45 * tokens
     asked = tokens if recipe.method == "mae" or recipe.predictor_mode == "joint" else 4 * 0.65 * tokens
     kept = 1 if recipe.checkpointing else 17
@@ -49,11 +52,12 @@ def pictures_of(recipe: Recipe) -> int:
     """How many pictures the run trains on, without decoding them."""
     if recipe.data in SMALL or recipe.data == "imagenet":
         return COUNTS[recipe.data]
-    return len(find(folder_of(recipe.data), "train")[0])
+    return len(find(folder_of(recipe.data), "train", SUFFIXES)[0])
 
 
 def estimate(recipe: Recipe, device: str = "auto") -> str:
     """Parameters, FLOPs an image, memory and time of a run on one device, as text. Estimates say "about"."""
+    recipe = settled(recipe)
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     here = torch.device(kind)
     method = methods.build(recipe.replace(compile=False))
@@ -68,7 +72,7 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     held = memory(recipe, parameters, trained, dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines = {
-        "run": f"{recipe.method}, ViT-{recipe.encoder.upper()}/{recipe.patch}, {recipe.image_size} px, {recipe.data}",
+        "run": f"{recipe.method}, ViT-{recipe.encoder.upper()}/{recipe.patch}, {shown(recipe)}, {recipe.data}",
         "parameters": f"{encoder / 1e6:.1f} M encoder, {trained / 1e6:.1f} M trained",
         "steps": f"{steps:,} of {recipe.batch} images ({recipe.epochs:g} epochs of {pictures:,} pictures)",
         "FLOPs": f"{flops / 1e9:.2f} G an image (forward and backward), {steps * recipe.batch * flops:.2e} in all",
@@ -77,6 +81,12 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
         "time": f"about {span(seconds)} if a step reaches {SHARE:.0%} of that rate",
     }
     return "\n".join(f"{word:12}{text}" for word, text in lines.items())
+
+
+def shown(recipe: Recipe) -> str:
+    """What the encoder sees: "224 px", or "64x256 px, 5 channels"."""
+    sides = "x".join(map(str, dict.fromkeys(recipe.sides)))
+    return f"{sides} px" + (f", {recipe.channels} channels" if recipe.channels != 3 else "")
 
 
 def size(count: float) -> str:

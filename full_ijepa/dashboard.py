@@ -26,6 +26,7 @@ from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import read_rows
 from toy_ijepa import plots
 from toy_ijepa.masking import random
+from toy_ijepa.patches import grid_size
 from toy_ijepa.widgets.view import Explorer, Report, control
 
 CURVES = {
@@ -99,13 +100,13 @@ class State:
         """A map (h, w, 3) of what was seen and asked in the last step's kind of masks; a new one each step."""
         if self.recipe is None:
             return None
-        r, side = self.recipe, self.recipe.image_size // self.recipe.patch
+        r, grid = self.recipe, grid_size(self.recipe.sides, self.recipe.patch)
         generator = torch.Generator().manual_seed(int(self.rows[-1]["step"]) if self.rows else 0)
         if r.method == "mae":
-            drawn = random(1, (side, side), target_scale=(r.hidden, r.hidden), generator=generator)
+            drawn = random(1, grid, target_scale=(r.hidden, r.hidden), generator=generator)
         else:
-            drawn = masking.sample(r.masks, 1, (side, side), generator)[0][1]
-        return plots.mask_map(drawn, (side, side))
+            drawn = masking.sample(r.masks, 1, grid, generator)[0][1]
+        return plots.mask_map(drawn, grid)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ What is random (order, crops, mirroring) is a function of the recipe's seed and 
 process that happens to draw it: a run continued after a crash, or on another number of processes, sees the same.
 """
 
-# Shape legend:  S pictures of the set  B pictures of a batch  C = 3 channels  H,W pixels  L side that the encoder sees
+# Shape legend:  S pictures of the set  B pictures of a batch  C channels  H,W pixels, at last those of recipe.sides
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -26,12 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from full_ijepa.formats import SUFFIXES, Stack
+from full_ijepa.pixels import PHOTOGRAPHS, decoded, fit, measure, settle, survey
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
-from toy_ijepa.decoding import DataError, blame, jpeg_decoder, read_pixels, read_sizes
+from toy_ijepa.decoding import DataError, blame, jpeg_decoder
 from toy_ijepa.environment import MachineError
-from toy_ijepa.folders import ImageSet, check_skipped, decode, find
-from toy_ijepa.patches import normalise
+from toy_ijepa.folders import SUFFIXES as PICTURES
+from toy_ijepa.folders import ImageSet, check_skipped, find
 
 FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
 SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit
@@ -112,9 +114,10 @@ def draw_crops(H: Tensor | float, W: Tensor | float, count: int, recipe: Recipe,
     A share of the area, an aspect ratio evenly on the logarithm, a place anywhere inside; half of them mirrored.
     """
     u = torch.rand(5, count, generator=generator, device=generator.device)
+    seen_H, seen_W = recipe.sides
     area = recipe.crop_scale[0] + (recipe.crop_scale[1] - recipe.crop_scale[0]) * u[0]
     low, high = map(math.log, recipe.crop_aspect)
-    aspect = (low + (high - low) * u[1]).exp()
+    aspect = (low + (high - low) * u[1]).exp() * (seen_W / seen_H)  # a crop may be so much wider than what is seen
     width = (area * aspect * H / W).sqrt().clamp(max=1.0)
     height = (area / aspect * W / H).sqrt().clamp(max=1.0)
     x, y = (2 * u[3] - 1) * (1 - width), (2 * u[4] - 1) * (1 - height)
@@ -122,17 +125,18 @@ def draw_crops(H: Tensor | float, W: Tensor | float, count: int, recipe: Recipe,
 
 
 def augment(images: Tensor, recipe: Recipe, seed: int) -> Tensor:
-    """Random crops of images (B, 3, H, W), uint8, brought to (B, 3, L, L), half of them mirrored; normalised float.
+    """Random crops of images (B, C, H, W) brought to the recipe's sides, half of them mirrored; normalised float.
 
     The whole batch at once on its device.
     """
-    B, _, H, W = images.shape
+    B, C, H, W = images.shape
     crops = draw_crops(H, W, B, recipe, torch.Generator(images.device).manual_seed(seed))
     affine = torch.zeros(B, 2, 3, device=images.device)
     affine[:, 0, 0], affine[:, 1, 1] = torch.where(crops.mirror, -crops.width, crops.width), crops.height
     affine[:, 0, 2], affine[:, 1, 2] = crops.x, crops.y
-    where = F.affine_grid(affine, [B, 3, recipe.image_size, recipe.image_size], align_corners=False)
-    return F.grid_sample(normalise(images), where, mode="bilinear", padding_mode="reflection", align_corners=False)
+    where = F.affine_grid(affine, [B, C, *recipe.sides], align_corners=False)
+    images = recipe.pixels.normalise(images)
+    return F.grid_sample(images, where, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 @dataclass
@@ -152,9 +156,9 @@ class Skipped:
 
 
 class Resident:
-    """A set that stays on the device as uint8 (S, 3, H, W); a batch is cut out, cropped and mirrored there.
+    """A set that stays on the device as it was read, (S, C, H, W); a batch is cut out, cropped and mirrored there.
 
-    Crops are not antialiased: pictures should not be larger than the side L that the encoder sees.
+    Crops are not antialiased: pictures should not be larger than the sides that the encoder sees.
     skipped  files that could not be read; None where there are no files
     """
 
@@ -165,7 +169,7 @@ class Resident:
         return len(self.images)
 
     def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
-        """Normalised images (B, 3, L, L) of each micro-batch."""
+        """Normalised images (B, C, H, W) of each micro-batch."""
         for micro in plan:
             index = torch.tensor(micro.index, device=self.images.device)
             yield augment(self.images[index], recipe, mix(micro.seed, "crop")), micro
@@ -175,10 +179,10 @@ class Files(Dataset):
     """Micro-batches decoded from files by worker processes, crops cut out there unless pictures are wanted whole."""
 
     def __init__(self, paths: list[Path], recipe: Recipe, whole: bool = False) -> None:
-        self.paths, self.recipe, self.whole = paths, recipe, whole
+        self.paths, self.recipe, self.whole, self.pixels = paths, recipe, whole, recipe.pixels
 
     def __getitem__(self, micro: Micro) -> tuple[Tensor, Micro, list[tuple[str, str]]]:
-        """uint8 crops (B, 3, L, L), or whole pictures (B, 3, H, W), and the files that could not be read."""
+        """Crops, or whole pictures, (B, C, H, W) in their own units, and the files that could not be read."""
         bad: list[tuple[str, str]] = []
         pictures = [self.read(number, bad) for number in micro.index]
         if self.whole:
@@ -186,35 +190,35 @@ class Files(Dataset):
         return cut(pictures, self.recipe, mix(micro.seed, "crop")), micro, bad
 
     def read(self, number: int, bad: list[tuple[str, str]]) -> Tensor:
-        """One picture (3, H, W), or the next that can be read.
+        """One picture (C, H, W), or the next that can be read.
 
         Raises DataError after TRIES failures, MachineError if the file is not to blame.
         """
         for step in range(TRIES):
             path = self.paths[(number + step) % len(self.paths)]
             try:
-                return torch.from_numpy(read_pixels(path))
+                return torch.from_numpy(self.pixels.read(path))
             except Exception as error:  # decoders of broken files raise anything
                 bad.append((str(path), blame(path, error).split(": ", 1)[1]))
         raise DataError(f"{TRIES} pictures in a row cannot be read, the last {path}: {bad[-1][1]}")
 
 
 def cut(pictures: list[Tensor], recipe: Recipe, seed: int) -> Tensor:
-    """Random crops as `augment` draws them, of pictures (3, H, W) of any sizes, with antialiasing: uint8 (B, 3, L, L).
+    """Random crops as `augment` draws them, of pictures (C, H, W) of any sizes, with antialiasing: (B, C, H, W).
 
-    Sides are rounded to whole pixels.
+    Sides are rounded to whole pixels. uint8 stays uint8, all else becomes float32.
     """
     H, W = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.float32).unbind(1)
     crops = draw_crops(H, W, len(pictures), recipe, torch.Generator().manual_seed(seed))
     h, w = ((share * side).round().clamp(min=1) for share, side in ((crops.height, H), (crops.width, W)))
     top, left = ((crops.y + 1) / 2 * H - h / 2).round(), ((crops.x + 1) / 2 * W - w / 2).round()
     corners = torch.stack([top.clamp(min=0), left.clamp(min=0), top + h, left + w], dim=1).long().tolist()
-    side = (recipe.image_size, recipe.image_size)
+    pictures = [picture if picture.dtype == torch.uint8 else picture.float() for picture in pictures]
     found = [
-        F.interpolate(picture[None, :, y:y2, x:x2], side, mode="bilinear", antialias=True)
+        F.interpolate(picture[None, :, y:y2, x:x2], recipe.sides, mode="bilinear", antialias=True)
         for picture, (y, x, y2, x2) in zip(pictures, corners, strict=True)
     ]
-    images = torch.cat(found)  #                                                          (B, 3, L, L)
+    images = torch.cat(found)  #                                                          (B, C, H, W)
     images[crops.mirror] = images[crops.mirror].flip(3)
     return images
 
@@ -232,7 +236,7 @@ class Stream:
         return len(self.paths)
 
     def pictures(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
-        """uint8 crops, or whole pictures, of each micro-batch; those that cannot be read are replaced and named."""
+        """Crops, or whole pictures, of each micro-batch; those that cannot be read are replaced and named."""
         jpeg_decoder()  # imported before workers are forked: each would spend seconds on it
         seen = 0
         loader = DataLoader(
@@ -252,10 +256,11 @@ class Stream:
             yield images, micro
 
     def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
-        """Normalised images (B, 3, L, L) of each micro-batch, on the device."""
+        """Normalised images (B, C, H, W) of each micro-batch, on the device."""
         for images, micro in self.pictures(plan, recipe):
             images = images.to(self.device, non_blocking=True)
-            yield augment(images, recipe, mix(micro.seed, "crop")) if self.whole else normalise(images), micro
+            crops = augment(images, recipe, mix(micro.seed, "crop")) if self.whole else recipe.pixels.normalise(images)
+            yield crops, micro
 
 
 @contextmanager
@@ -302,25 +307,60 @@ def obey(trainer: int) -> None:
 def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
     """The pictures to pre-train on: STL-10's unlabelled part, everything else's training part.
 
-    Sets by name that are larger than the encoder sees are shrunk to its side first; files are cropped at full size.
-    Raises DataError (a ValueError) if they cannot be had.
+    Sets by name that are larger than the encoder sees are shrunk to its sides first; files are cropped at full size.
+    The recipe should be `settled`. Raises DataError (a ValueError) if they cannot be had.
     """
     if recipe.data in SMALL:
         stand_in = Path(os.environ.get("IJEPA_DATA") or "-") / recipe.data  # has train and test only
         split = "unlabeled" if recipe.data == "stl10" and not stand_in.is_dir() else "train"
-        side = recipe.image_size if recipe.data == "shapes" else None
-        found = toy.load(recipe.data, split, side, recipe.allow_skipped)
-        large = max(found.images.shape[2:]) > recipe.image_size
-        images = toy.resize(found.images, recipe.image_size) if large else found.images
+        found = toy.load(recipe.data, split, drawn_side(recipe), recipe.allow_skipped)
+        images = found.images if within(found.images.shape[2:], recipe.sides) else fit(found.images, recipe.sides)
         return Resident(images, device, named(found) if stand_in.is_dir() else None)
     root = folder_of(recipe.data)
-    paths = [path for path, _ in find(root, "train")[0]]
-    size = common_size(paths)
-    whole = size is not None and max(size) <= recipe.image_size  # larger ones are cropped with antialiasing by workers
-    if whole and 3 * len(paths) * math.prod(size) <= FITS:
-        found = toy.load(f"folder:{root}", "train", allow_skipped=recipe.allow_skipped)
-        return Resident(found.images, device, named(found))
-    return Stream(paths, device, whole)
+    files, classes = find(root, "train", SUFFIXES)
+    paths = [path for path, _ in files]
+    size = common_size(paths, recipe.stack)
+    whole = size is not None and within(size, recipe.sides)  # larger ones are cropped with antialiasing by workers
+    bytes_each = recipe.pixels.channels * np.dtype(recipe.pixels.depth).itemsize
+    if not whole or bytes_each * len(paths) * math.prod(size) > FITS:
+        return Stream(paths, device, whole)
+    if recipe.pixels.photographs and all(path.suffix.lower() in PICTURES for path in paths):
+        found = toy.load(f"folder:{root}", "train", allow_skipped=recipe.allow_skipped)  # cached
+    else:
+        found = decoded(files, classes, None, recipe.pixels, recipe.allow_skipped)
+    return Resident(found.images, device, named(found))
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with all that it leaves to the pictures: channels, depth, mean and std of its training part.
+
+    Raises DataError (a ValueError) if the pictures cannot be had or do not agree.
+    """
+    if recipe.data in SMALL or recipe.data == "imagenet":
+        if recipe.channels not in (0, 3) or recipe.depth not in ("auto", "uint8"):
+            raise DataError(f"{recipe.data} has 3 channels of uint8, not {recipe.channels} of {recipe.depth}")
+        known = PHOTOGRAPHS
+    elif recipe.channels and recipe.depth != "auto" and recipe.mean:
+        return recipe
+    else:
+        paths = [path for path, _ in find(folder_of(recipe.data), "train", SUFFIXES)[0]]
+        channels, depth = settle(paths, recipe.channels, recipe.stack)
+        depth = depth if recipe.depth == "auto" else recipe.depth
+        known = replace(PHOTOGRAPHS, channels=channels, depth=depth, stack=recipe.stack)
+        if known != PHOTOGRAPHS and not recipe.mean:
+            known = measure(paths, known)
+    values = dict(mean=recipe.mean or known.mean, std=recipe.std or known.std)
+    return recipe.replace(channels=known.channels, depth=known.depth, **values)
+
+
+def drawn_side(recipe: Recipe) -> int | None:
+    """The side that `shapes` are drawn at; None for a set that has its own."""
+    return max(recipe.sides) if recipe.data == "shapes" else None
+
+
+def within(size: Sequence[int], sides: tuple[int, int]) -> bool:
+    """Whether pictures of a size (H, W) are nowhere larger than `sides`."""
+    return size[0] <= sides[0] and size[1] <= sides[1]
 
 
 def named(found: ImageSet) -> Skipped:
@@ -343,27 +383,26 @@ def folder_of(name: str) -> Path:
     raise DataError(f"unknown data set {name!r}: choose from {', '.join(SMALL)}, imagenet, folder:PATH")
 
 
-def common_size(paths: list[Path]) -> tuple[int, int] | None:
-    """Width and height in pixels if all pictures have the same, so that they stack without being resized."""
-    sizes = list(read_sizes(paths))
-    return sizes[0] if len(sizes) == 1 else None
+def common_size(paths: list[Path], stack: Stack = "channels") -> tuple[int, int] | None:
+    """Height and width in pixels if all pictures have the same, so that they stack without being resized."""
+    sizes = {(kind.height, kind.width) for kind in survey(paths, stack).values()}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Labelled *training* pictures for the probe that watches a run: a bank and its labels, a fifth held out and its.
 
-    uint8 at the encoder's size. The test set is not touched. None for a set without classes.
+    In their own units at the encoder's size. The test set is not touched. None for a set without classes.
     """
     if recipe.data in SMALL:
-        side = recipe.image_size if recipe.data == "shapes" else None
-        found = toy.load(recipe.data, "train", side, recipe.allow_skipped)
+        found = toy.load(recipe.data, "train", drawn_side(recipe), recipe.allow_skipped)
         images, labels, classes = found.images, found.labels, found.classes
         some = order(len(images), mix(recipe.seed, "probe"), 0, min(most, len(images)))
-        images, labels = toy.resize(images[some], recipe.image_size), labels[some]
+        images, labels = fit(images[some], recipe.sides), labels[some]
     else:
-        files, classes = find(folder_of(recipe.data), "train")
+        files, classes = find(folder_of(recipe.data), "train", SUFFIXES)
         some = order(len(files), mix(recipe.seed, "probe"), 0, min(most, len(files)))
-        found = decode([files[i] for i in some], classes, recipe.image_size, recipe.allow_skipped)
+        found = decoded([files[i] for i in some], classes, recipe.sides, recipe.pixels, recipe.allow_skipped)
         images, labels = found.images, found.labels
     held = max(len(images) // 5, 1)
     return None if len(classes) < 2 else (images[held:], labels[held:], images[:held], labels[:held])

@@ -21,7 +21,6 @@ from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import read_rows
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
-from toy_ijepa.patches import normalise
 from toy_ijepa.probing import features, knn
 
 LEFT = 0.1  # share of the target's random start that may be left at the end
@@ -214,10 +213,10 @@ def chart_of(out: Path) -> Chart:
         return Chart(recipe, rows, finished=finished)
     bank, bank_labels, queries, labels = found
     with torch.no_grad():
-        state = health(method.probed(normalise(queries[:256])))
+        state = health(method.probed(recipe.pixels.normalise(queries[:256])))
     scores = []
     for encoder in (method.probed, fresh(recipe, 0)):
-        x = [features(encoder, images, batch=100) for images in (bank, queries)]
+        x = [features(encoder, recipe.pixels.scaled(images), batch=100) for images in (bank, queries)]
         scores.append(knn(x[0], bank_labels, x[1], labels, k=min(20, len(bank))))
     return Chart(recipe, rows, state, (scores[0], scores[1]), finished)
 

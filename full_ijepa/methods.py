@@ -72,6 +72,7 @@ def build(recipe: Recipe) -> IJEPA | MAE:
     """
     torch.manual_seed(recipe.seed)
     options = dict(positions=recipe.positions, drop_path=recipe.drop_path, checkpointing=recipe.checkpointing)
+    options |= dict(pixels=recipe.pixels)
     encoder = build_encoder(recipe.encoder, recipe.image_size, recipe.patch, **options)
     narrow = recipe.predictor_width, recipe.predictor_depth, recipe.predictor_heads
     if recipe.method == "mae":

@@ -103,20 +103,23 @@ def pictures_of(out: Path, name: str) -> list[str]:
     """Masks, imagination (I-JEPA) and a t-SNE map of one run; none where its data cannot be had."""
     recipe, method, _ = load_run(out)
     try:
-        test = labelled(recipe.data, "test", recipe.image_size, MAPPED)
-        shelf_pictures = labelled(recipe.data, "train", recipe.image_size, SHELF).images()
+        test = labelled(recipe.data, "test", recipe.image_size, MAPPED, pixels=recipe.pixels)
+        shelf_pictures = labelled(recipe.data, "train", recipe.image_size, SHELF, pixels=recipe.pixels).images()
     except DataError as error:
         return [f"<p>No pictures: {html.escape(str(error))}</p>"]
-    found, some = [], test.images()[:SHOWN]
+    pixels, found, some = recipe.pixels, [], test.images()[:SHOWN]
+    seen = pixels.shown(some)
     if isinstance(method, IJEPA):
         drawn = STRATEGIES[recipe.masks](SHOWN, method.encoder.grid, generator=torch.Generator().manual_seed(0))
         words = (
             "Pictures, their masks (context green, targets coloured, neither grey), and what the context encoder sees"
         )
-        found.append(picture(plots.masks(some, drawn, method.encoder.grid), f"{name}: {words}"))
-        patches, _ = imagination.imagine(method, some, drawn, imagination.gallery(method, shelf_pictures))
+        found.append(picture(plots.masks(seen, drawn, method.encoder.grid), f"{name}: {words}"))
+        shelf = imagination.gallery(method, pixels.scaled(shelf_pictures))
+        patches, _ = imagination.imagine(method, pixels.scaled(some), drawn, shelf)
+        patches = pixels.rgb(patches.unflatten(-1, (pixels.channels, -1)), -2).flatten(-2).clamp(0, 1)
         words = "Imagination: targets filled with the training patch whose feature is nearest to the predicted one"
-        found.append(picture(plots.imagination(some, drawn, patches, recipe.patch), f"{name}: {words}"))
+        found.append(picture(plots.imagination(seen, drawn, patches, recipe.patch), f"{name}: {words}"))
     maps = {name: pooled(method.probed, test, 1), "random encoder": pooled(fresh(recipe, 0), test, 1)}
     words = f"t-SNE maps of {len(test)} test pictures, coloured by class"
     found.append(picture(plots.tsne(maps, test.labels, test.classes), f"{name}: {words}"))

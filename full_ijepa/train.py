@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from full_ijepa import checkpoint, methods
-from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, told_plainly, training_set
+from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, settled, told_plainly, training_set
 from full_ijepa.distributed import World, local_only, share, world
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa.diagnostics import Health, health
@@ -161,10 +161,11 @@ class Trainer:
     """One process of a run: model, optimisers and data at some optimiser step."""
 
     def __init__(self, recipe: Recipe, here: World, data: Resident | Stream | None = None) -> None:
+        with here.leader_first():
+            recipe = settled(recipe) if data is None else recipe
+            self.data = training_set(recipe, here.device) if data is None else data
         self.recipe, self.world = recipe, here
         self.parts = accumulation(recipe, here.size)
-        with here.leader_first():
-            self.data = training_set(recipe, here.device) if data is None else data
         self.steps = steps_of(recipe, len(self.data))
         self.method = methods.build(recipe).to(here.device)
         self.model = share(methods.Step(self.method), here, recipe.parallel)
@@ -244,7 +245,7 @@ class Trainer:
 
 
 def watched_pictures(data: Resident | Stream, recipe: Recipe) -> Tensor:
-    """A few training pictures as the encoder sees them, the same in every process: (WATCHED, 3, L, L)."""
+    """A few training pictures as the encoder sees them, the same in every process: (WATCHED, C, H, W)."""
     still = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, workers=0)
     still = still.replace(batch=WATCHED, micro_batch=WATCHED)  # at once: either alone may not fit the other's old value
     images, _ = next(data.batches(plan(len(data), still, 0, 1), still))
@@ -367,7 +368,7 @@ class Loop:
         """kNN accuracy (%) on labelled training pictures, part of them held out."""
         bank, bank_labels, queries, labels = self.probing
         encoder = self.trainer.method.probed
-        x = [features(encoder, images, batch=64) for images in (bank, queries)]
+        x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
         return knn(x[0], bank_labels, x[1], labels, k=min(20, len(bank)))
 
     def save(self, losses: list[Tensor]) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from full_ijepa.pixels import Pixels
 from toy_ijepa import encoder as toy
 from toy_ijepa.patches import grid_size
 
@@ -65,6 +66,8 @@ class Encoder(toy.Encoder):
     """The toy's encoder with learned positions, other resolutions, stochastic depth and activation checkpointing.
 
     positions  "fixed" sin-cos, or "learned": a parameter that starts from it
+    pixels     what the numbers of pictures mean: `encoder.pixels.normalise` makes them what `forward` expects; it says
+               the number of channels, too
     Images of another size than `image_size` are encoded with interpolated positions.
     Raises ValueError as the toy's does, and for an unknown kind of positions.
     """
@@ -81,8 +84,11 @@ class Encoder(toy.Encoder):
         positions: str = "fixed",
         drop_path: float = 0.0,
         checkpointing: bool = False,
+        pixels: Pixels | None = None,
     ) -> None:
-        super().__init__(image_size, patch, width, depth, heads, channels)
+        pixels = pixels or Pixels(channels)
+        super().__init__(image_size, patch, width, depth, heads, pixels.channels)
+        self.pixels = pixels
         if positions not in ("fixed", "learned"):
             raise ValueError(f"unknown positions {positions!r}: choose 'fixed' or 'learned'")
         self.config |= dict(positions=positions)
@@ -113,17 +119,18 @@ def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[in
 
 def build_encoder(
     size: str,
-    image_size: int,
+    image_size: int | tuple[int, int],
     patch: int,
     *,
     positions: str = "fixed",
     drop_path: float = 0.0,
     checkpointing: bool = False,
+    pixels: Pixels | None = None,
 ) -> Encoder:
     """A fresh encoder of a named size. Raises ValueError if there is none of that name."""
     if size not in SIZES:
         raise ValueError(f"unknown encoder {size!r}: choose from {', '.join(SIZES)}")
-    options = dict(positions=positions, drop_path=drop_path, checkpointing=checkpointing)
+    options = dict(positions=positions, drop_path=drop_path, checkpointing=checkpointing, pixels=pixels)
     return Encoder(image_size, patch, *SIZES[size], **options)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,11 @@ from toy_ijepa.environment import MachineError, import_torchvision
 
 EXIF_ORIENTATION = 0x0112
 KNOWN = (200, 120, 40)  # colour of the picture that a decoder must be able to read
+DARK = 16  # of 255: a picture of 16 bit that stays below has fewer bits in truth, and hardly any are left here
+TOO_DARK = (
+    "pictures of 16 bit that use only their lowest values are nearly black in 8 bit; stretch them first, or train with "
+    "the package at full scale, which measures the range that is used and keeps all of it"
+)
 # What the system says about one file; all else that it says (no memory, too many open files, a disk that fails) would
 # hit every file.
 OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -92,6 +98,8 @@ def read_picture(path: Path) -> Image.Image:
         if picture.mode.startswith("I") or picture.mode == "F":
             # TRAP: PIL's convert clips 16 bit at 255: nearly every pixel becomes white.
             values = np.asarray(picture, dtype=np.float64) * (255.0 if picture.mode == "F" else 1 / 257)
+            if picture.mode != "F" and 0 < values.max() < DARK:
+                warnings.warn(TOO_DARK, stacklevel=2)
             picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
@@ -137,8 +145,8 @@ def read_sizes(paths: list[Path]) -> Counter[tuple[int, int]]:
         return Counter(size for size in pool.map(read_size, paths) if size)
 
 
-def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
-    """One picture (3, H, W) uint8, brought to image_size if given; or the reason why it cannot be read.
+def read_array(path: Path, image_size: int | tuple[int, int] | None) -> np.ndarray | str:
+    """One picture (3, H, W) uint8, brought to image_size (a side, or H and W) if given; or why it cannot be read.
 
     Raises MachineError if the file is not to blame.
     """
@@ -146,7 +154,8 @@ def read_array(path: Path, image_size: int | None) -> np.ndarray | str:
         pixels = read_pixels(path)
     except Exception as error:  # decoders of broken files raise anything, struct.error and TypeError among it
         return blame(path, error)
-    if image_size is None or pixels.shape[1:] == (image_size, image_size):
+    H, W = (image_size, image_size) if isinstance(image_size, int) else image_size or pixels.shape[1:]
+    if pixels.shape[1:] == (H, W):
         return pixels
     picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    return np.asarray(ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    return np.asarray(ImageOps.fit(picture, (W, H), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

@@ -9,9 +9,10 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,19 @@ def cache_root() -> Path:
     return Path(os.environ.get("IJEPA_CACHE") or Path(home) / "ijepa")
 
 
-def pictures_below(base: Path) -> list[tuple[Path, str]]:
+def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
     """Image files below a folder, sorted, with the class each belongs to: the first sub-folder, or "" for none.
 
-    Follows links; leaves out what is hidden. Raises DataError if some lie in class folders and some do not.
+    Follows links, but none that leads back to a folder on its way; leaves out what is hidden.
+    Raises DataError if some lie in class folders and some do not.
     """
     found = []
     for folder, below, names in os.walk(base, followlinks=True):
-        below[:] = sorted(d for d in below if not d.startswith("."))
+        way = {str(p.resolve()) for p in (Path(folder), *Path(folder).parents)} if names or below else set()
+        below[:] = sorted(d for d in below if not d.startswith(".") and not leads_back(Path(folder) / d, way))
         inside = Path(folder).relative_to(base).parts
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 found.append((Path(folder) / name, inside[0] if inside else ""))
     loose = sum(label == "" for _, label in found)
     if 0 < loose < len(found):
@@ -77,7 +80,12 @@ def pictures_below(base: Path) -> list[tuple[Path, str]]:
     return sorted(found)
 
 
-def find(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
+def leads_back(folder: Path, way: set[str]) -> bool:
+    """Whether a folder is a link to one of those on the way to it, so that following it would never end."""
+    return folder.is_symlink() and str(folder.resolve()) in way
+
+
+def find(root: Path, split: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
     """Image files of a split with the class of each, and the names of all classes of the *whole* source.
 
     root/{train,test} is used where it exists; else every fifth file of each class is the test split.
@@ -89,10 +97,11 @@ def find(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...
         raise DataError(f"a folder has no split {split!r}: choose from {', '.join(SPLITS)}")
     divided = (root / "train").is_dir()
     base = root / split if divided else root
-    files = pictures_below(base) if base.is_dir() else []
+    files = pictures_below(base, suffixes) if base.is_dir() else []
     if not files:
-        raise DataError(f"no pictures in {base}: expected {', '.join(SUFFIXES)}, in one folder a class or loose")
-    classes = tuple(sorted({label for _, label in (pictures_below(root / "train") if divided else files)} - {""}))
+        raise DataError(f"no pictures in {base}: expected {', '.join(suffixes)}, in one folder a class or loose")
+    known = pictures_below(root / "train", suffixes) if divided and split != "train" else files
+    classes = tuple(sorted({label for _, label in known} - {""}))
     if unknown := {label for _, label in files} - {"", *classes}:
         raise DataError(f"{base} has a class {min(unknown)!r} that {root / 'train'} does not")
     if not divided:
@@ -146,7 +155,8 @@ def from_folder(root: Path, split: str, image_size: int | None, allow_skipped: b
     cached = cache_root() / "decoded" / f"{root.name}-{place}-{split}-{image_size or 'own'}.safetensors"
     result = read_cache(cached, mark)
     if result is None:
-        result = decode(files, classes, common_size(paths, image_size), allow_skipped)
+        read = partial(read_array, image_size=common_size(paths, image_size))
+        result = decode(files, classes, read, allow_skipped)
         write_cache(cached, mark, result)
     check_skipped(result.skipped, len(files), allow_skipped)  # the cache may come from a run that allowed them
     if result.skipped:
@@ -169,9 +179,14 @@ def check_skipped(skipped: Sequence[str], seen: int, allowed: bool) -> None:
 
 
 def decode(
-    files: list[tuple[Path, str]], classes: tuple[str, ...], image_size: int | None, allow_skipped: bool = False
+    files: list[tuple[Path, str]],
+    classes: tuple[str, ...],
+    read: Callable[[Path], np.ndarray | str],
+    allow_skipped: bool = False,
 ) -> ImageSet:
     """Read the pictures, of one size; files that are broken are left out and named.
+
+    read  one picture (C, H, W), or the reason why it cannot be read
 
     Raises DataError if no file can be read, or more than MOST_SKIPPED of them cannot and `allow_skipped` does not allow
     it; MachineError if what goes wrong is not the fault of a file.
@@ -179,9 +194,9 @@ def decode(
     # A hundred at a time: threads that hand over single small pictures spend most of their time waiting for each other.
     parts = [files[start : start + 100] for start in range(0, len(files), 100)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read = pool.map(lambda part: [read_array(path, image_size) for path, _ in part], parts)
+        done = pool.map(lambda part: [read(path) for path, _ in part], parts)
         told = f"decoding {len(files)} pictures, once"
-        bar = tqdm(read, told, len(parts), bar_format=LOOKS, mininterval=1.0, delay=2.0)
+        bar = tqdm(done, told, len(parts), bar_format=LOOKS, mininterval=1.0, delay=2.0)
         arrays = [array for part in bar for array in part]
     skipped = tuple(a for a in arrays if isinstance(a, str))
     good = [(a, label) for a, (_, label) in zip(arrays, files, strict=True) if not isinstance(a, str)]

@@ -1,11 +1,11 @@
 """What an encoder makes of labelled pictures, a chunk at a time so that any set fits."""
 
-# Shape legend:  S pictures  C = 3 channels  H,W pixels  N tokens  D width  F features  L side that the encoder sees
+# Shape legend:  S pictures  C channels  H,W pixels, those that the encoder sees: sides  N tokens  D width  F features
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from full_ijepa.data import SMALL, folder_of
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
+from full_ijepa.formats import SUFFIXES
+from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, decoded, fit
 from full_ijepa.vit import Encoder
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, ImageSet, decode, find, pictures_below
-from toy_ijepa.patches import normalise
+from toy_ijepa.folders import DataError, ImageSet, find, pictures_below
 from toy_ijepa.recipe import lookup
 
 CHUNK = 500  # pictures decoded, resized or encoded at a time
@@ -24,38 +25,43 @@ CHUNK = 500  # pictures decoded, resized or encoded at a time
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled split: in memory at its own size, files, or pictures of torchvision; `labels` (S,), the side L."""
+    """A labelled split: in memory at its own size, files, or pictures of torchvision; and how the encoder sees it."""
 
     source: ImageSet | Pictures | list[tuple[Path, str]]
     labels: Tensor
     classes: tuple[str, ...]
-    side: int
+    image_size: int | tuple[int, int]
+    pixels: Pixels = PHOTOGRAPHS
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return both(self.image_size)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def chunks(self) -> Iterator[Tensor]:
-        """uint8 pictures (<= CHUNK, 3, L, L) in order."""
+        """Pictures (<= CHUNK, C, H, W) in order, in their own units."""
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
             if isinstance(self.source, ImageSet):
-                yield toy.resize(self.source.images[part], self.side)
+                yield fit(self.source.images[part], self.sides)
             elif isinstance(self.source, Pictures):
-                yield self.source[part].at(self.side)
+                yield self.source[part].at(self.sides)
             else:
                 # a single one is refused below, with its name
-                found = decode(self.source[part], self.classes, self.side, allow_skipped=True)
+                found = decoded(self.source[part], self.classes, self.sides, self.pixels, True)
                 if found.skipped:
                     raise DataError(f"a labelled picture cannot be read ({found.skipped[0]}); mend it or move it away")
                 yield found.images
 
     def images(self) -> Tensor:
-        """All pictures at once, uint8 (S, 3, L, L)."""
+        """All pictures at once, (S, C, H, W)."""
         return torch.cat(list(self.chunks()))
 
-    def at(self, side: int) -> Labelled:
-        """The same pictures at another side."""
-        return Labelled(self.source, self.labels, self.classes, side)
+    def at(self, image_size: int | tuple[int, int]) -> Labelled:
+        """The same pictures at another size."""
+        return replace(self, image_size=image_size)
 
     def some(self, index: Tensor) -> Labelled:
         """The pictures of these numbers."""
@@ -65,19 +71,28 @@ class Labelled:
             source = self.source[index]
         else:
             source = [self.source[i] for i in index.tolist()]
-        return Labelled(source, self.labels[index], self.classes, self.side)
+        return replace(self, source=source, labels=self.labels[index])
 
 
-def labelled(name: str, split: str, side: int, most: int | None = None, seed: int = 0) -> Labelled:
-    """A labelled split of a set by name; at most `most` pictures, drawn at random.
+def labelled(
+    name: str,
+    split: str,
+    image_size: int | tuple[int, int],
+    most: int | None = None,
+    seed: int = 0,
+    pixels: Pixels = PHOTOGRAPHS,
+) -> Labelled:
+    """A labelled split of a set by name, at most `most` pictures of it drawn at random, as an encoder sees them.
 
-    Raises DataError (a ValueError) if it cannot be had or has fewer than two classes.
+    Raises DataError (a ValueError) if it cannot be had, has fewer than two classes, or other channels than the encoder.
     """
+    if (name in SMALL or name in SETS or name == "imagenet") and not pixels.photographs:
+        raise DataError(f"{name} has 3 channels of uint8; this encoder knows {pixels.channels} of {pixels.depth}")
     if name in SMALL:
-        found = toy.load(name, split, side if name == "shapes" else None)
-        whole = Labelled(found, found.labels, found.classes, side)
+        found = toy.load(name, split, max(both(image_size)) if name == "shapes" else None)
+        whole = Labelled(found, found.labels, found.classes, image_size, pixels)
     elif name in SETS:
-        whole = Labelled(*fetch(name, split), side)
+        whole = Labelled(*fetch(name, split), image_size, pixels)
     else:
         if name != "imagenet" and not name.startswith("folder:"):
             lookup(dict.fromkeys((*SMALL, "imagenet", "folder:PATH", *SETS)), name, "data set")  # raises
@@ -86,7 +101,9 @@ def labelled(name: str, split: str, side: int, most: int | None = None, seed: in
         odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
         if odd:
             raise DataError(f"{odd[0]} lies in no class folder that training has; {len(odd)} such pictures in {split}")
-        whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, side)
+        if not pixels.photographs:
+            compare([path for path, _ in files], pixels)
+        whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, image_size, pixels)
     if len(whole.classes) < 2:
         raise DataError(f"{name} has no classes: only sets with at least two class folders can be judged")
     if most is None or most >= len(whole):
@@ -97,9 +114,9 @@ def labelled(name: str, split: str, side: int, most: int | None = None, seed: in
 def split_files(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
     """Files of a split with their classes; ImageNet calls its test part `val`."""
     if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
-        _, classes = find(root, "train")
-        return pictures_below(root / "val"), classes
-    return find(root, split)
+        _, classes = find(root, "train", SUFFIXES)
+        return pictures_below(root / "val", SUFFIXES), classes
+    return find(root, split, SUFFIXES)
 
 
 @torch.no_grad()
@@ -109,7 +126,7 @@ def pooled(encoder: Encoder, data: Labelled, last: int = 4, dtype: torch.dtype =
     last, found = min(last, len(encoder.blocks)), []
     encoder.eval()
     for images in data.chunks():
-        for part in normalise(images.to(device)).split(125):
+        for part in encoder.pixels.normalise(images.to(device)).split(125):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 layers = encoder.layers(part, last)
             found.append(torch.cat([tokens.float().mean(1) for tokens in layers], dim=1).cpu())
@@ -123,7 +140,7 @@ def tokens(encoder: Encoder, data: Labelled, dtype: torch.dtype = torch.float32)
     found = []
     encoder.eval()
     for images in data.chunks():
-        for part in normalise(images.to(device)).split(125):
+        for part in encoder.pixels.normalise(images.to(device)).split(125):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 found.append(encoder(part).half().cpu())
     return torch.cat(found)

@@ -17,7 +17,6 @@ from full_ijepa.data import augment, mix
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
 from toy_ijepa.encoder import LAYER_NORM_EPS
-from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import warmup_cosine
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of Adam on standardised features; the best is chosen on a held-out part
@@ -165,7 +164,7 @@ def fit_module(
 
 
 class Classifier(nn.Module):
-    """An encoder, its tokens averaged, and a linear layer: normalised images (B, 3, H, W) -> (B, c)."""
+    """An encoder, its tokens averaged, and a linear layer: normalised images (B, C, H, W) -> (B, c)."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
@@ -199,7 +198,7 @@ def finetune(
     epochs: int = 20,
     dtype: torch.dtype = torch.float32,
 ) -> Verdict:
-    """Train everything on uint8 pictures (S, 3, L, L), cropped and mirrored; the rate is chosen on a held-out tenth.
+    """Train everything on pictures (S, C, H, W), cropped and mirrored; the rate is chosen on a held-out tenth.
 
     dtype  bfloat16 computes products in it; float16 would need its loss scaled, and is not used here
     """
@@ -218,7 +217,8 @@ def finetune(
 
     def said(model: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([model(normalise(part.to(device))).argmax(1).cpu() for part in x.split(250)])
+            parts = (encoder.pixels.normalise(part.to(device)) for part in x.split(250))
+            return torch.cat([model(part).argmax(1).cpu() for part in parts])
 
     scores = {rate: (said(fit(rest, rate), train[held]) == y[held]).double().mean().item() for rate in (5e-4, 2e-3)}
     rate = max(scores, key=scores.__getitem__)

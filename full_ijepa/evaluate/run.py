@@ -52,7 +52,7 @@ class Subject:
         """Features (S, F) of a set, remembered under a key."""
         if key not in self.known:
             if self.encoder is None:
-                self.known[key] = torch.cat([pixel_features(images) for images in data.chunks()])
+                self.known[key] = torch.cat([pixel_features(data.pixels.scaled(images)) for images in data.chunks()])
             else:
                 self.known[key] = pooled(self.encoder, data, 4, precision_of(self.recipe, self.device))
         found = self.known[key]
@@ -143,20 +143,23 @@ def few_labels(labels: Tensor, kind: str, amount: float, seed: int) -> Tensor:
     return torch.cat([order[labels[order] == c][: int(amount)] for c in labels.unique()])
 
 
-def dense(s: Subject) -> dict[str, Any]:
+def dense(s: Subject) -> dict[str, Any] | None:
     """Scenes of objects that hide each other: count, depth and place.
 
     accuracy  of the number of objects, "front" of the silhouette that lies nearest (an order that only what hides what
     tells), both from a linear probe; "nearest_size_r2", "nearest_x_r2", "nearest_y_r2" the share of variance explained
     of that object's size and place. All in per cent.
     """
-    side = s.recipe.image_size
+    if not s.recipe.pixels.photographs or len(set(s.recipe.sides)) > 1:  # what is drawn is square and coloured
+        return None
+    side = s.recipe.sides[0]
     drawn = {
         split: shapes.generate(n, {"train": 11, "test": 12}[split], side, most=MOST) for split, n in SCENES.items()
     }
     counts = {split: d.factors["count"] - 1 for split, d in drawn.items()}
+    views = dict(classes=(), image_size=side)
     sets = {
-        split: Labelled(ImageSet(d.images, counts[split], ()), counts[split], (), side) for split, d in drawn.items()
+        split: Labelled(ImageSet(d.images, counts[split], ()), counts[split], **views) for split, d in drawn.items()
     }
     x, x_test = (s.features(data, f"scene {split}") for split, data in sets.items())
 
@@ -183,12 +186,14 @@ def resolution(s: Subject) -> dict[str, Any] | None:
     """kNN with pictures one and a half times and twice as large, through interpolated positions."""
     if s.encoder is None:
         return None
-    sides = {n * s.recipe.image_size // 2 // s.recipe.patch * s.recipe.patch for n in (2, 3, 4)}
+    patch = s.recipe.patch
+    sizes = {tuple(n * side // 2 // patch * patch for side in s.recipe.sides) for n in (2, 3, 4)}
     curve = {}
-    for side in sorted(sides):
-        x, x_test = (s.features(d.at(side), f"{key} {side}") for key, d in (("train", s.train), ("test", s.test)))
-        curve[str(side)] = knn_accuracy(x, s.train.labels, x_test, s.test.labels, k=min(20, len(x)))
-    return dict(accuracy=curve[str(max(sides))], curve=curve)
+    for size in sorted(sizes):
+        name = "x".join(map(str, dict.fromkeys(size)))
+        x, x_test = (s.features(d.at(size), f"{key} {name}") for key, d in (("train", s.train), ("test", s.test)))
+        curve[name] = knn_accuracy(x, s.train.labels, x_test, s.test.labels, k=min(20, len(x)))
+    return dict(accuracy=curve[name], curve=curve)
 
 
 PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
@@ -242,8 +247,11 @@ def evaluate(
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no GPU that torch can use here: leave out --device, or give cpu")
     recipe, method, step = load_run(out, where)
-    name, side = data or recipe.data, recipe.image_size
-    train, test = labelled(name, "train", side, labels), labelled(name, "test", side)
+    name = data or recipe.data
+    train, test = (
+        labelled(name, part, recipe.image_size, most, pixels=recipe.pixels)
+        for part, most in (("train", labels), ("test", None))
+    )
     own = method.probed if encoder == "target" else method.encoder
     rows: dict[str, dict[str, list]] = {}
     for seed in seeds:
@@ -280,7 +288,8 @@ def evaluate(
 def fresh(recipe: Recipe, seed: int) -> Encoder:
     """An untrained encoder of the recipe: the row that every number has to beat."""
     torch.manual_seed(1000 + seed)
-    return build_encoder(recipe.encoder, recipe.image_size, recipe.patch, positions=recipe.positions).eval()
+    options = dict(positions=recipe.positions, pixels=recipe.pixels)
+    return build_encoder(recipe.encoder, recipe.image_size, recipe.patch, **options).eval()
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:

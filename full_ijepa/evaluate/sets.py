@@ -50,14 +50,14 @@ class Pictures:
     def __getitem__(self, part: slice | Tensor) -> Pictures:
         return Pictures(self.source, self.index[part])
 
-    def at(self, side: int) -> Tensor:
-        """uint8 RGB (S, 3, side, side): shorter side to that size, then the middle square."""
-        return torch.stack([square(self.source[i][0], side) for i in self.index.tolist()])
+    def at(self, sides: tuple[int, int]) -> Tensor:
+        """uint8 RGB (S, 3, H, W): scaled to cover sides (H, W), then the middle cut out."""
+        return torch.stack([fitted(self.source[i][0], sides) for i in self.index.tolist()])
 
 
-def square(picture: Image.Image, side: int) -> Tensor:
-    """One picture as uint8 RGB (3, side, side)."""
-    fitted = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BILINEAR)
+def fitted(picture: Image.Image, sides: tuple[int, int]) -> Tensor:
+    """One picture as uint8 RGB (3, H, W)."""
+    fitted = ImageOps.fit(picture.convert("RGB"), sides[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 

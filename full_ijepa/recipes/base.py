@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from full_ijepa.pixels import Pixels, both
 
 SCHEMA = 1  # raised when a field changes its meaning: old checkpoints then say so instead of continuing wrongly
 
@@ -21,8 +23,18 @@ class Recipe:
 
     # "stl10", "imagenet", "cifar10", "cifar100", "shapes" or "folder:PATH"
     data: str = "stl10"
-    # side in pixels that the encoder sees
-    image_size: int = 224
+    # pixels that the encoder sees: the side of a square, or height and width
+    image_size: int | tuple[int, int] = 224
+    # channels of the pictures; 0 for as many as they have: 3 for colour, 1 where all are grey
+    channels: int = 0
+    # what their numbers are, "auto" from the files; "float32" for all that is not 8 or 16 bit without sign
+    depth: Literal["auto", "uint8", "uint16", "float32"] = "auto"
+    # in the files' units, one number or one a channel; none: 127.5 for 8-bit colour, else measured on training pictures
+    mean: tuple[float, ...] = ()
+    # likewise; none: 63.75 for 8-bit colour
+    std: tuple[float, ...] = ()
+    # pages of a stack (TIFF, DICOM) are "channels", or planes of which the "max" or "mean" is taken
+    stack: Literal["channels", "max", "mean"] = "channels"
     # share of the picture that a crop keeps; the paper's range, narrower for small pictures
     crop_scale: tuple[float, float] = (0.3, 1.0)
     # width/height of a crop; torchvision's range, so that a circle may become an ellipse but not a line
@@ -119,7 +131,7 @@ class Recipe:
     probe_epochs: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "micro_batch", "lr", "image_size", "patch", "groups", "log_every", "keep"):
+        for name in ("epochs", "batch", "micro_batch", "lr", "patch", "groups", "log_every", "keep"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} {value} must be above 0")
@@ -145,8 +157,26 @@ class Recipe:
             raise ValueError("fp16 scales the loss for one optimiser, muon is two: choose adamw, bf16 or fp32")
         if any(self.regulariser) and min(self.batch, self.micro_batch) < 2:
             raise ValueError("the regulariser compares images: it needs a micro_batch of at least 2")
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} is not a whole number of patches of {self.patch} px")
+        if any(side < 1 or side % self.patch for side in self.sides):
+            shown = " ".join(map(str, dict.fromkeys(self.sides)))
+            raise ValueError(f"image_size {shown} is not a whole number of patches of {self.patch} px")
+        if self.channels < 0:
+            raise ValueError(f"channels {self.channels} must be above 0, or 0 for as many as the pictures have")
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("mean and std belong together: give both, or neither")
+        if self.mean and self.channels:
+            self.pixels  # noqa: B018 (raises if their numbers do not fit)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels that the encoder sees."""
+        return both(self.image_size)
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the numbers of the pictures mean; photographs, where a recipe has not met its pictures yet."""
+        known = Pixels(self.channels or 3, "uint8" if self.depth == "auto" else self.depth, stack=self.stack)
+        return replace(known, mean=self.mean, std=self.std) if self.mean else known
 
     @property
     def loss_name(self) -> str:
@@ -157,6 +187,11 @@ class Recipe:
     def read(cls, said: dict) -> Recipe:
         """The recipe that JSON holds, in which tuples have become lists. Raises TypeError for unknown fields."""
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+
+    def filled(self) -> Recipe:
+        """The same recipe with channels, depth, mean and std written out (what older runs left unsaid: photographs)."""
+        known = self.pixels
+        return self.replace(channels=known.channels, depth=known.depth, mean=known.mean, std=known.std)
 
     def replace(self, **changes) -> Recipe:
         """The same recipe with other values. Raises ValueError if they do not fit together."""

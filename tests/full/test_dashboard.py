@@ -118,4 +118,4 @@ def test_no_run_is_refused():
 
 
 def test_recipes_come_back_as_they_were(finished, recipe):
-    assert asdict(State.read(finished).recipe) == asdict(recipe)
+    assert asdict(State.read(finished).recipe) == asdict(recipe.filled())

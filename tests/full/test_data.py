@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from full_ijepa import data
+from full_ijepa import data, pixels
 from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan, told_plainly
 from full_ijepa.evaluate.features import labelled
 from full_ijepa.train import pretrain
@@ -160,7 +160,7 @@ def test_a_worker_that_runs_out_of_file_handles_stops_the_run(recipe, pictures, 
     def refuse(path):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(data, "read_pixels", refuse)  # forked workers inherit it
+    monkeypatch.setattr(pixels, "read_pixels", refuse)  # forked workers inherit it
     stream = Stream(sorted(pictures.rglob("train/**/*.png")), torch.device("cpu"))
     for workers in (0, 1):
         with pytest.raises(MachineError, match=r"^reading stopped at [^\n]*Too many open files[^\n]*$"), told_plainly():

@@ -29,7 +29,7 @@ def paint(path, grey: int, size: tuple[int, int] = (30, 20)) -> None:
 
 
 def brightness(pictures, side: int = 8) -> list[int]:
-    images = pictures.at(side)
+    images = pictures.at((side, side))
     assert images.shape[1:] == (3, side, side)
     return images.float().mean((1, 2, 3)).round().int().tolist()
 
