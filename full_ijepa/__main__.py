@@ -4,7 +4,10 @@ python -m full_ijepa pretrain RECIPE [--field value ...] --out RUN [--resume aut
 python -m full_ijepa evaluate RUN [--protocols ...]
 python -m full_ijepa report RUN [RUN ...]
 python -m full_ijepa doctor RUN
-python -m full_ijepa export RUN
+python -m full_ijepa export RUN [--to ...]
+python -m full_ijepa embed RUN PICTURES --out features.parquet
+python -m full_ijepa near features.parquet RUN PICTURES
+python -m full_ijepa attend RUN PICTURE
 
 Exit codes: 0 done, 2 wrong input or pictures that cannot be read (what is saved stays), 3 the loss is not finite, 4
 the last checkpoint could not be written, 75 stopped by SIGTERM or Ctrl-C after saving (run the same line with
@@ -18,13 +21,16 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
+import torch
 import tyro
 from tyro.conf import Positional
 
-from full_ijepa import cost, interop, train
+from full_ijepa import cost, embedding, interop, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
+from full_ijepa import export as graphs
 from full_ijepa import report as reporting
+from full_ijepa.card import UNKNOWN, card
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes import RECIPES
@@ -122,24 +128,32 @@ def doctor(run: Positional[Path]) -> int:
 
 def export(
     run: Positional[Path],
-    to: Literal["huggingface", "released", "toy"] = "huggingface",
+    to: Literal["huggingface", "released", "toy", "onnx", "program"] = "huggingface",
     encoder: Literal["target", "context"] = "target",
     out: Path | None = None,
+    license: str = UNKNOWN,
 ) -> int:
     """Write a run's weights for use elsewhere.
 
     Args:
         run: the --out of a pretrain
         to: "huggingface": a folder for AutoModel; "released": a file laid out as the released checkpoints; "toy": an
-            encoder file for toy_ijepa.weights.load_encoder
-        encoder: which encoder, for "huggingface" and "toy"
+            encoder file for toy_ijepa.weights.load_encoder; "onnx" and "program" (torch.export): a graph that takes
+            pictures as they stand in their files and needs nothing of this package
+        encoder: which encoder; "released" has both
         out: folder or file to write (default: beside the run's checkpoints)
+        license: under which others may use the weights, for the model card in the "huggingface" folder
     """
-    _, method, _ = load_run(run)
+    recipe, method, step = load_run(run)
     chosen = method.probed if encoder == "target" else method.encoder
-    target = out or run / {"huggingface": "huggingface", "released": "released.pth", "toy": "encoder.safetensors"}[to]
+    target = out or run / DEFAULT_NAMES[to]
     if to == "huggingface":
         interop.write_huggingface(chosen, target)
+        (target / "README.md").write_text(card(recipe, step, encoder, run, license))
+    elif to == "onnx":
+        graphs.write_onnx(chosen, target)
+    elif to == "program":
+        graphs.write_program(chosen, target)
     elif to == "released":
         if not isinstance(method, IJEPA):
             raise ValueError("only I-JEPA has the parts of a released checkpoint; export an MAE to huggingface or toy")
@@ -150,7 +164,94 @@ def export(
     return 0
 
 
+def embed(
+    source: Positional[Path],
+    pictures: Positional[Path],
+    out: Path = Path("features.parquet"),
+    encoder: Literal["target", "context"] = "target",
+    tokens: bool = False,
+    batch: int = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    allow_skipped: bool = False,
+) -> int:
+    """Features of pictures, with the names of their files.
+
+    Args:
+        source: the --out of a pretrain, an exported Hugging Face folder, a released checkpoint or a file of the toy
+        pictures: a folder, or one file
+        out: .parquet or .npz to write
+        encoder: I-JEPA's target encoder, or its context encoder; where there is one, it is taken
+        tokens: all tokens of a picture instead of their average
+        batch: pictures encoded at a time
+        device: where to compute
+        allow_skipped: go on although more than one in twenty of the files cannot be read
+    """
+    chosen = embedding.load_encoder(source, encoder)
+    options = dict(tokens=tokens, batch=batch, device=device, allow_skipped=allow_skipped)
+    found = embedding.embed(chosen, pictures, **options)
+    found.write(out)
+    for line in found.skipped:
+        print(f"warning: skipped {line}", file=sys.stderr)
+    shape = " x ".join(map(str, found.values.shape[1:]))
+    print(f"{len(found)} pictures, {shape} numbers each, written to {out}")
+    return 0
+
+
+def near(
+    index: Positional[Path],
+    source: Positional[Path],
+    pictures: Positional[Path],
+    count: int = 5,
+    encoder: Literal["target", "context"] = "target",
+) -> int:
+    """The pictures of a saved index that are nearest to each of some others.
+
+    Args:
+        index: a file that `embed` wrote
+        source: the encoder that wrote it, as for `embed`
+        pictures: what to look for: a folder, or one file
+        count: neighbours of each
+        encoder: as for `embed`
+    """
+    known = embedding.Features.read(index)
+    asked = embedding.embed(embedding.load_encoder(source, encoder), pictures)
+    for name, found in zip(asked.names, known.nearest(asked.values, count), strict=True):
+        print(name, *(f"  {cosine:.3f}  {other}" for other, cosine in found), sep="\n")
+    return 0
+
+
+def attend(
+    source: Positional[Path],
+    picture: Positional[Path],
+    out: Path = Path("attention.png"),
+    patch: tuple[int, int] | None = None,
+    encoder: Literal["target", "context"] = "target",
+) -> int:
+    """A figure of one picture: where a patch attends to, and which patches have features like its own.
+
+    Args:
+        source: the encoder, as for `embed`
+        picture: a file
+        out: .png, .pdf or .svg to write
+        patch: row and column of the patch that asks, from 0 (default: the middle)
+        encoder: as for `embed`
+    """
+    chosen = embedding.load_encoder(source, encoder)
+    values = torch.from_numpy(chosen.pixels.read(picture))
+    embedding.maps_figure(chosen, values, patch).savefig(out, dpi=150)
+    print(f"written: {out}")
+    return 0
+
+
 COMMANDS = dict(pretrain=pretrain, evaluate=evaluate, report=report, doctor=doctor, export=export)
+COMMANDS |= dict(embed=embed, near=near, attend=attend)
+DEFAULT_NAMES = dict(
+    huggingface="huggingface",
+    released="released.pth",
+    toy="encoder.safetensors",
+    onnx="encoder.onnx",
+    program="encoder.pt2",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

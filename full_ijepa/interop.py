@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from full_ijepa.methods import IJEPA
+from full_ijepa.pixels import PHOTOGRAPHS, Pixels
 from full_ijepa.vit import SIZES, Encoder
 from toy_ijepa import weights as toy_weights
 from toy_ijepa.encoder import LAYER_NORM_EPS, MLP
@@ -83,10 +85,12 @@ def fold_normalisation(encoder: Encoder, found: Normalisation) -> None:
         proj.weight.copy_((weight * (our_std / std).double()[:, None]).reshape(proj.weight.shape))
 
 
-def encoder_from(state: State, heads: int | None, found: Normalisation) -> Encoder:
+def encoder_from(state: State, heads: int | None, found: Normalisation, pixels: Pixels = PHOTOGRAPHS) -> Encoder:
     """An encoder from weights with released names; sizes are read off the tensors.
 
-    heads  needed only for a width that no released model has
+    heads   needed only for a width that no released model has
+    found   mean and std that the weights expect, of values from 0 to 1
+    pixels  what else than photographs they expect; then it says mean and std
     Raises InteropError if the tensors do not make an encoder.
     """
     try:
@@ -105,13 +109,15 @@ def encoder_from(state: State, heads: int | None, found: Normalisation) -> Encod
     if heads is None:
         raise InteropError(f"an encoder {D} wide does not say how many heads it has; give `heads`")
     fixed = torch.allclose(positions[0], sincos_2d((side, side), D), atol=1e-5)
-    encoder = Encoder(side * P, P, D, depth, heads, conv.shape[1], positions="fixed" if fixed else "learned")
+    options = dict(positions="fixed" if fixed else "learned", pixels=pixels)
+    encoder = Encoder(side * P, P, D, depth, heads, **options)
     if hidden != 4 * D:  # ViT-g/16's is 48/11 as wide
         for block in encoder.blocks.children():
             block.mlp = MLP(D, hidden)
     weights = {k: v for k, v in state.items() if k != "pos_embed"} | {"patch_embed.proj.weight": conv.flatten(1)}
     load(encoder, weights if fixed else weights | {"pos_embed": positions[0]})
-    fold_normalisation(encoder, found)
+    if pixels == PHOTOGRAPHS:
+        fold_normalisation(encoder, found)
     return encoder.eval()
 
 
@@ -161,7 +167,9 @@ def write_released(method: IJEPA, path: Path) -> None:
     """Both encoders and the predictor in the layout of the released checkpoints.
 
     They expect pictures normalised by mean 0.5 and std 0.25, which the entry `normalisation` says.
+    Raises InteropError for other pictures than photographs, which that layout cannot describe.
     """
+    only_photographs(method.encoder, "the released layout")
     predictor = {k if k == "mask_token" else f"predictor_{k}": v for k, v in method.predictor.state_dict().items()}
     predictor["predictor_pos_embed"] = method.predictor.pos_embed[None]
     parts = dict(
@@ -204,28 +212,42 @@ def write_huggingface(encoder: Encoder, folder: Path) -> None:
         qkv_bias=True,
         torch_dtype="float32",
     )
-    side = {"height": h * encoder.patch, "width": h * encoder.patch}
-    processor = dict(
-        image_processor_type="ViTImageProcessor",
-        do_resize=True,
-        size=side,
-        resample=2,
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=OURS[0],
-        image_std=OURS[1],
-    )
+    processor = processor_of(encoder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in out.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
 
+def processor_of(encoder: Encoder) -> dict[str, Any]:
+    """How transformers' image processor has to prepare pictures for this encoder, as preprocessor_config.json says it.
+
+    The shorter side is scaled and the middle cut out, grey becomes colour, values keep their range: as everywhere here.
+    Two things it cannot do: it reads 16 bit into colour wrongly, and leaves out the white behind what is transparent.
+    """
+    pixels, side = encoder.pixels, encoder.grid[0] * encoder.patch
+    top = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}[pixels.depth]
+    return dict(
+        image_processor_type="ViTImageProcessor",
+        do_convert_rgb=pixels.channels == 3,
+        do_resize=True,
+        size={"shortest_edge": side},
+        resample=2,
+        do_center_crop=True,
+        crop_size={"height": side, "width": side},
+        do_rescale=True,
+        rescale_factor=1 / top,
+        do_normalize=True,
+        image_mean=[value / top for value in pixels.mean * (pixels.channels // len(pixels.mean))],
+        image_std=[value / top for value in pixels.std * (pixels.channels // len(pixels.std))],
+        pixels=asdict(pixels),
+    )
+
+
 def read_huggingface(folder: Path) -> Encoder:
     """The encoder of an IJepaModel folder (config.json, model.safetensors), written by any release of transformers.
 
-    Mean and std come from its processor, ImageNet's where it has none.
+    Mean and std come from its processor, ImageNet's where it has none; channels and depth too, if it was written here.
     Raises InteropError for a folder that is not one.
     """
     try:
@@ -239,6 +261,7 @@ def read_huggingface(folder: Path) -> Encoder:
         raise InteropError(f"{folder} holds a {config.get('model_type')!r} model, not 'ijepa'")
     about = folder / "preprocessor_config.json"
     said = json.loads(about.read_text()) if about.exists() else {}
+    pixels = Pixels(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.get("pixels", {}).items()})
     found = tuple(said.get("image_mean", IMAGENET[0])), tuple(said.get("image_std", IMAGENET[1]))
     state = {re.sub(r"^(ijepa\.)?(encoder\.layer(?=\.))?", _layers, k): v.float() for k, v in state.items()}
     ours: State = {"pos_embed": state["embeddings.position_embeddings"]}
@@ -250,7 +273,7 @@ def read_huggingface(folder: Path) -> Encoder:
                 ours[f"blocks.{number}.{name}.{kind}"] = either(state, number, theirs, kind)
             thirds = [either(state, number, (QKV[0][0].format(x), QKV[0][1].format(QKV[1][x])), kind) for x in "qkv"]
             ours[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(thirds)
-    return encoder_from(ours, config["num_attention_heads"], found)
+    return encoder_from(ours, config["num_attention_heads"], found, pixels)
 
 
 def _layers(match: re.Match) -> str:
@@ -266,11 +289,19 @@ def either(state: State, number: int, names: tuple[str, str], kind: str) -> Tens
     raise InteropError(f"the model has no layers.{number}.{names[0]}.{kind} (nor its older name {names[1]})")
 
 
+def only_photographs(encoder: Encoder, what: str) -> None:
+    if encoder.pixels != PHOTOGRAPHS:
+        p = encoder.pixels
+        raise InteropError(f"{what} knows 8-bit colour only; this encoder has {p.channels} channels of {p.depth}")
+
+
 def write_toy(encoder: Encoder, path: Path) -> None:
     """An encoder with fixed positions as a file for `toy_ijepa.weights.load_encoder`.
 
-    Raises InteropError for learned positions or another width of the MLPs, which the toy does not have.
+    Raises InteropError for learned positions, another width of the MLPs or other pictures than photographs, which the
+    toy does not have.
     """
+    only_photographs(encoder, "the toy")
     if encoder.config["positions"] != "fixed":
         raise InteropError("the toy's encoder has fixed positions only; this one learned its own")
     if encoder.blocks[0].mlp.fc1.out_features != 4 * encoder.width:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from full_ijepa.formats import ARRAYS, DICOM, TIFF, Depth, Kind, Stack, describe, read_values, simple_tiff
-from toy_ijepa.decoding import DataError, blame, read_array, read_pixels
+from toy_ijepa.decoding import DataError, blame, read_pixels
 from toy_ijepa.folders import ImageSet, decode
 from toy_ijepa.patches import normalise
 
@@ -110,8 +110,6 @@ class Pixels:
 
         Raises MachineError if the file is not to blame.
         """
-        if self.photographs and path.suffix.lower() not in (*ARRAYS, *DICOM, *TIFF):
-            return read_array(path, sides)
         try:
             values = torch.from_numpy(np.ascontiguousarray(self.read(path)))
         except Exception as error:  # decoders of broken files raise anything
@@ -140,18 +138,22 @@ def convert(values: np.ndarray, channels: int) -> np.ndarray:
 
 
 def fit(images: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Pictures (B, C, H, W) of any type brought to sides (H, W): scaled to cover them, then the middle cut out."""
+    """Pictures (B, C, H, W) of any type brought to sides (H, W): scaled to cover them, then the middle cut out.
+
+    For squares the same pixels as transformers' image processor cuts out, so that exports see what we see.
+    """
     H, W = images.shape[2:]
     if sides == (H, W):
         return images
-    scale = max(sides[0] / H, sides[1] / W)
-    h, w = max(round(H * scale), sides[0]), max(round(W * scale), sides[1])
+    by_height = sides[0] * W >= sides[1] * H
+    h, w = (sides[0], sides[0] * W // H) if by_height else (sides[1] * H // W, sides[1])
     top, left = (h - sides[0]) // 2, (w - sides[1]) // 2
     found = []
     for part in images.split(500):
-        big = F.interpolate(part.float(), size=(h, w), mode="bilinear", antialias=True, align_corners=False)
+        whole = part if part.dtype == torch.uint8 else part.float()
+        big = F.interpolate(whole, size=(h, w), mode="bilinear", antialias=True, align_corners=False)
         cut = big[:, :, top : top + sides[0], left : left + sides[1]]
-        found.append(cut if images.dtype == torch.float32 else typed(cut, images.dtype))
+        found.append(typed(cut, images.dtype) if images.dtype == torch.uint16 else cut.contiguous())
     return torch.cat(found)
 
 

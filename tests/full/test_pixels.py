@@ -26,7 +26,9 @@ H, W = 12, 20
 CPU = torch.device("cpu")
 
 
-def numbers(channels: int, dtype: str, low: int, high: int, seed: int = 0, size: tuple[int, int] = (H, W)) -> np.ndarray:
+def numbers(
+    channels: int, dtype: str, low: int, high: int, seed: int = 0, size: tuple[int, int] = (H, W)
+) -> np.ndarray:
     """(C, H, W) of whole numbers in a range, of any type."""
     return np.random.default_rng(seed).integers(low, high, (channels, *size)).astype(dtype)
 
@@ -230,7 +232,7 @@ def test_flat_channels_and_foreign_numbers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="3 channels, 1 are expected"):
         deep.normalise(torch.zeros(1, 3, 4, 4))
     for wrong in (dict(mean=(1.0, 2.0)), dict(std=(0.0,))):
-        with pytest.raises(ValueError, match="std|mean"):
+        with pytest.raises(ValueError, match=r"std|mean"):
             Pixels(5, **wrong)
 
 
@@ -254,7 +256,7 @@ def test_photographs_keep_the_toys_numbers():
 
 def test_fit_covers_and_cuts_the_middle():
     images = torch.randint(0, 256, (3, 3, 20, 30), dtype=torch.uint8)
-    assert torch.equal(fit(images, (16, 16)), resize(images, 16))
+    assert (fit(images, (16, 16)).int() - resize(images, 16).int()).abs().max() <= 1
     assert fit(images, (20, 30)) is images
     wide = fit(images.float(), (10, 40))
     assert wide.shape == (3, 3, 10, 40)

@@ -1,0 +1,62 @@
+"""The page that goes with exported weights: what they were trained on, how, what they score, under which licence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from full_ijepa.cost import shown
+from full_ijepa.recipes.base import Recipe
+
+UNKNOWN = "unknown"  # nobody said; the page says so
+
+
+def scores(evaluation: dict[str, Any]) -> list[str]:
+    """Accuracies of all encoders that were judged together, as a table in Markdown."""
+    protocols = evaluation["protocols"]
+    rows = list(dict.fromkeys(row for by in protocols.values() for row in by))
+    lines = ["| | " + " | ".join(protocols) + " |", "|---" * (len(protocols) + 1) + "|"]
+    for row in rows:
+        cells = [cell(by.get(row)) for by in protocols.values()]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    spread = found.get("spread", {}).get("accuracy")
+    return f"{found['accuracy']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+
+
+def card(recipe: Recipe, step: int, encoder: str, run: Path, licence: str = UNKNOWN) -> str:
+    """The page in Markdown, with the front matter that model hubs read. Scores are those of RUN/evaluation.json."""
+    p = recipe.pixels
+    lines = ["---", f"license: {licence if licence != UNKNOWN else 'other'}", "library_name: transformers"]
+    lines += ["pipeline_tag: image-feature-extraction", "tags: [i-jepa, self-supervised]", "---", ""]
+    kind = f"the {encoder} encoder of an I-JEPA" if recipe.method == "ijepa" else "the encoder of an MAE"
+    data = Path(recipe.data.removeprefix("folder:")).name if recipe.data.startswith("folder:") else recipe.data
+    lines += [f"# ViT-{recipe.encoder}/{recipe.patch}, {recipe.method}, {data}", ""]
+    lines += [f"This is {kind}, after {step} steps of {recipe.batch} pictures of `{data}` at {shown(recipe)}.", ""]
+    lines += ["## Pictures", "", f"{p.channels} channels of {p.depth}, mean {list(p.mean)}, std {list(p.std)} in the"]
+    lines += ["files' own units. The processor scales the shorter side, cuts out the middle and normalises."]
+    if p.photographs:
+        lines += ["It clips files of 16 bit: divide them by 257 first. Put transparent pictures on white first."]
+    else:
+        lines += ['Hand it arrays, as float32: `processor(images=[array], input_data_format="channels_first")`.']
+    lines += ["", "## Scores", ""]
+    found = run / "evaluation.json"
+    if found.exists():
+        told = json.loads(found.read_text())
+        lines += [
+            f"In %, {told['labels']} labels, {told['tested']} test pictures of `{data}`, seeds {told['seeds']}:",
+            "",
+        ]
+        lines += scores(told)
+    else:
+        lines += ["Not judged yet."]
+    said = "Nobody has said under which licence these weights may be used: ask, or say it with `--license`."
+    lines += ["", "## Licence", "", said if licence == UNKNOWN else licence]
+    lines += ["", "## Recipe", "", "```json", json.dumps(recipe.__dict__, indent=1), "```", ""]
+    return "\n".join(lines)
