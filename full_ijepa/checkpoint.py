@@ -128,7 +128,8 @@ def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] 
 
 def compare(recipe: Recipe, about: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError if a checkpoint belongs to a run that learns something else."""
-    saved, ours = about["recipe"], json.loads(json.dumps(asdict(recipe)))
+    there = Recipe.read(about["recipe"])  # fields that came later have the values that they had before
+    saved, ours = (json.loads(json.dumps(asdict(said))) for said in (there, recipe))
     odd = [n for n in ours if n not in FREE and saved.get(n) != ours[n]]
     if odd:
         told = ", ".join(f"{n} {saved.get(n)} there, {ours[n]} here" for n in odd)

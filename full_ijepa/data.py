@@ -26,11 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from full_ijepa import labels
+from full_ijepa.labels import Table
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError, blame, jpeg_decoder, read_pixels, read_sizes
 from toy_ijepa.environment import MachineError
-from toy_ijepa.folders import ImageSet, check_skipped, decode, find
+from toy_ijepa.folders import ImageSet, check_skipped, decode, find, pictures_below
 from toy_ijepa.patches import normalise
 
 FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
@@ -314,13 +316,29 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
         images = toy.resize(found.images, recipe.image_size) if large else found.images
         return Resident(images, device, named(found) if stand_in.is_dir() else None)
     root = folder_of(recipe.data)
-    paths = [path for path, _ in find(root, "train")[0]]
+    paths = training_files(recipe)
     size = common_size(paths)
     whole = size is not None and max(size) <= recipe.image_size  # larger ones are cropped with antialiasing by workers
     if whole and 3 * len(paths) * math.prod(size) <= FITS:
-        found = toy.load(f"folder:{root}", "train", allow_skipped=recipe.allow_skipped)
+        if recipe.labels:
+            found = decode([(path, "") for path in paths], (), None, recipe.allow_skipped)
+        else:
+            found = toy.load(f"folder:{root}", "train", allow_skipped=recipe.allow_skipped)
         return Resident(found.images, device, named(found))
     return Stream(paths, device, whole)
+
+
+def training_files(recipe: Recipe) -> list[Path]:
+    """The files of a folder to pre-train on: its training part, or all that a table of labels does not withhold."""
+    root = folder_of(recipe.data)
+    if not recipe.labels:
+        return [path for path, _ in find(root, "train")[0]]
+    withheld = labels.read(Table.of(recipe), root).withheld
+    root = Path(os.path.realpath(root))  # as the table's pictures are named
+    base = root / "train" if (root / "train").is_dir() else root
+    if found := [path for path, _ in pictures_below(base) if path not in withheld]:
+        return found
+    raise DataError(f"no pictures in {base} that {recipe.labels} does not give to the test part")
 
 
 def named(found: ImageSet) -> Skipped:
@@ -352,18 +370,34 @@ def common_size(paths: list[Path]) -> tuple[int, int] | None:
 def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Labelled *training* pictures for the probe that watches a run: a bank and its labels, a fifth held out and its.
 
-    uint8 at the encoder's size. The test set is not touched. None for a set without classes.
+    uint8 at the encoder's size; no group of a table of labels is on both sides. The test set is not touched. None for
+    a set without classes and without a table.
     """
+    groups = None
     if recipe.data in SMALL:
         side = recipe.image_size if recipe.data == "shapes" else None
         found = toy.load(recipe.data, "train", side, recipe.allow_skipped)
-        images, labels, classes = found.images, found.labels, found.classes
+        images, truth, classes = found.images, found.labels, found.classes
         some = order(len(images), mix(recipe.seed, "probe"), 0, min(most, len(images)))
-        images, labels = toy.resize(images[some], recipe.image_size), labels[some]
+        images, truth = toy.resize(images[some], recipe.image_size), truth[some]
+    elif recipe.labels:
+        known = labels.read(Table.of(recipe), folder_of(recipe.data)).train
+        some = order(len(known), mix(recipe.seed, "probe"), 0, min(most, len(known)))
+        classes = tuple(map(str, some))  # a class a picture says which could be read
+        files = [(known.files[i], str(i)) for i in some]
+        found = decode(files, classes, recipe.image_size, recipe.allow_skipped)
+        some = torch.tensor(some)[found.labels]
+        images, truth = found.images, known.labels[some]
+        groups = None if known.groups is None else known.groups[some]
     else:
         files, classes = find(folder_of(recipe.data), "train")
         some = order(len(files), mix(recipe.seed, "probe"), 0, min(most, len(files)))
         found = decode([files[i] for i in some], classes, recipe.image_size, recipe.allow_skipped)
-        images, labels = found.images, found.labels
+        images, truth = found.images, found.labels
+    if len(classes) < 2:
+        return None
+    if groups is not None:
+        rest, queries = labels.apart(groups, 1 / 5, mix(recipe.seed, "held"))
+        return images[rest], truth[rest], images[queries], truth[queries]
     held = max(len(images) // 5, 1)
-    return None if len(classes) < 2 else (images[held:], labels[held:], images[:held], labels[:held])
+    return images[held:], truth[held:], images[:held], truth[:held]

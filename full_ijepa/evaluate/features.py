@@ -1,18 +1,21 @@
 """What an encoder makes of labelled pictures, a chunk at a time so that any set fits."""
 
 # Shape legend:  S pictures  C = 3 channels  H,W pixels  N tokens  D width  F features  L side that the encoder sees
+#                c classes, tags or columns of numbers
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from full_ijepa import labels
 from full_ijepa.data import SMALL, folder_of
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
+from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.vit import Encoder
 from toy_ijepa import data as toy
 from toy_ijepa.folders import DataError, ImageSet, decode, find, pictures_below
@@ -24,12 +27,18 @@ CHUNK = 500  # pictures decoded, resized or encoded at a time
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled split: in memory at its own size, files, or pictures of torchvision; `labels` (S,), the side L."""
+    """A labelled split: in memory at its own size, files, or pictures of torchvision, and the side L.
+
+    labels   classes int64 (S,), tags bool (S, c) or numbers float32 (S, c)
+    classes  names of the classes, tags or columns of numbers
+    groups   number of each picture's patient, slide ... (S,), None where there are none
+    """
 
     source: ImageSet | Pictures | list[tuple[Path, str]]
     labels: Tensor
     classes: tuple[str, ...]
     side: int
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,7 +64,7 @@ class Labelled:
 
     def at(self, side: int) -> Labelled:
         """The same pictures at another side."""
-        return Labelled(self.source, self.labels, self.classes, side)
+        return replace(self, side=side)
 
     def some(self, index: Tensor) -> Labelled:
         """The pictures of these numbers."""
@@ -65,15 +74,25 @@ class Labelled:
             source = self.source[index]
         else:
             source = [self.source[i] for i in index.tolist()]
-        return Labelled(source, self.labels[index], self.classes, self.side)
+        groups = None if self.groups is None else self.groups[index]
+        return Labelled(source, self.labels[index], self.classes, self.side, groups)
 
 
-def labelled(name: str, split: str, side: int, most: int | None = None, seed: int = 0) -> Labelled:
+def labelled(
+    name: str, split: str, side: int, most: int | None = None, seed: int = 0, table: Table = NO_TABLE
+) -> Labelled:
     """A labelled split of a set by name; at most `most` pictures, drawn at random.
 
-    Raises DataError (a ValueError) if it cannot be had or has fewer than two classes.
+    table  of labels beside the pictures of a folder; without one its sub-folders are the classes
+    Raises DataError (a ValueError) if it cannot be had, has fewer than two classes, or the table has mistakes.
     """
-    if name in SMALL:
+    if table:
+        if name != "imagenet" and not name.startswith("folder:"):
+            raise DataError(f"a table of labels goes with a folder of pictures (folder:PATH), not with {name!r}")
+        found = labels.read(table, folder_of(name))
+        part = {"train": found.train, "test": found.test}[split]
+        whole = Labelled([(path, "") for path in part.files], part.labels, found.names, side, part.groups)
+    elif name in SMALL:
         found = toy.load(name, split, side if name == "shapes" else None)
         whole = Labelled(found, found.labels, found.classes, side)
     elif name in SETS:
@@ -87,8 +106,10 @@ def labelled(name: str, split: str, side: int, most: int | None = None, seed: in
         if odd:
             raise DataError(f"{odd[0]} lies in no class folder that training has; {len(odd)} such pictures in {split}")
         whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, side)
-    if len(whole.classes) < 2:
-        raise DataError(f"{name} has no classes: only sets with at least two class folders can be judged")
+    if not table and len(whole.classes) < 2:
+        raise DataError(
+            f"{name} has no classes: judge it by at least two class folders, or by a table of labels (--labels)"
+        )
     if most is None or most >= len(whole):
         return whole
     return whole.some(torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most])
