@@ -162,6 +162,8 @@ class Recipe:
             raise ValueError("the regulariser compares images: it needs a micro_batch of at least 2")
         if self.labels and self.data != "imagenet" and not self.data.startswith("folder:"):
             raise ValueError(f"a table of labels goes with a folder of pictures (folder:PATH), not with {self.data!r}")
+        if not self.labels and (self.label_column or self.path_column or self.group_column or self.split_column):
+            raise ValueError("columns are those of a table of labels: name it too (labels)")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a whole number of patches of {self.patch} px")
 
