@@ -62,6 +62,7 @@ def test_neighbours_are_those_of_the_toy():
 
 
 def test_neighbours_of_tags_and_numbers_by_a_slow_loop():
+    torch.manual_seed(0)
     x, queries = torch.randn(30, 4), torch.randn(7, 4)
     for y in (torch.rand(30, 3) > 0.5, torch.randn(30, 2)):
         found = neighbours(x, y, queries, y.shape[1], k=5, temperature=0.5)
