@@ -32,6 +32,7 @@ from full_ijepa import export as graphs
 from full_ijepa import report as reporting
 from full_ijepa.card import UNKNOWN, card
 from full_ijepa.evaluate.run import load_run
+from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
@@ -85,7 +86,8 @@ def evaluate(
     protocols: tuple[Literal[tuple(judging.PROTOCOLS)], ...] = ("knn", "linear", "lowshot"),  # type: ignore[valid-type]
     data: str | None = None,
     encoder: Literal["target", "context"] = "target",
-    labels: int | None = None,
+    table: Table = NO_TABLE,
+    most: int | None = None,
     seeds: tuple[int, ...] = (0,),
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> int:
@@ -96,11 +98,12 @@ def evaluate(
         protocols: how to judge; all choices are made on training data
         data: judge on another set (transfer): a name ("clevr-count" and torchvision's among them) or folder:PATH
         encoder: I-JEPA's target encoder, or its context encoder; MAE has one
-        labels: at most so many labelled training pictures
+        table: of labels beside the pictures
+        most: at most so many labelled training pictures
         seeds: several give mean and spread
         device: where to compute
     """
-    options = dict(data=data, encoder=encoder, labels=labels, seeds=seeds, device=device)
+    options = dict(data=data, encoder=encoder, table=table, most=most, seeds=seeds, device=device)
     print(judging.table(judging.evaluate(run, protocols, **options)))
     return 0
 

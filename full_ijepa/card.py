@@ -6,28 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from full_ijepa import metrics
 from full_ijepa.cost import shown
+from full_ijepa.evaluate.run import cells
 from full_ijepa.recipes.base import Recipe
 
 UNKNOWN = "unknown"  # nobody said; the page says so
 
 
-def scores(evaluation: dict[str, Any]) -> list[str]:
-    """Accuracies of all encoders that were judged together, as a table in Markdown."""
-    protocols = evaluation["protocols"]
-    rows = list(dict.fromkeys(row for by in protocols.values() for row in by))
-    lines = ["| | " + " | ".join(protocols) + " |", "|---" * (len(protocols) + 1) + "|"]
-    for row in rows:
-        cells = [cell(by.get(row)) for by in protocols.values()]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+def scores(result: dict[str, Any]) -> list[str]:
+    """What all encoders that were judged together reach, a table in Markdown for each number of the task."""
+    lines = []
+    for name in metrics.shown(result["task"], result["uneven"]):
+        found = cells(result, name, "±")
+        rows = list(dict.fromkeys(row for by in found.values() for row in by))
+        lines += [f"| {metrics.WORDS[name]} | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+        lines += [f"| {row} | " + " | ".join(by.get(row, "-") for by in found.values()) + " |" for row in rows]
+        lines += [""]
     return lines
-
-
-def cell(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    spread = found.get("spread", {}).get("accuracy")
-    return f"{found['accuracy']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
 def card(recipe: Recipe, step: int, encoder: str, run: Path, licence: str = UNKNOWN) -> str:

@@ -128,6 +128,7 @@ def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] 
 
 def compare(recipe: Recipe, about: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError if a checkpoint belongs to a run that learns something else."""
+    # fields that came later have the values that they had before
     saved, ours = (asdict(found.filled()) for found in (Recipe.read(about["recipe"]), recipe))
     odd = [n for n in ours if n not in FREE and saved.get(n) != ours[n]]
     if odd:

@@ -26,14 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from full_ijepa import labels
 from full_ijepa.formats import SUFFIXES, Stack
+from full_ijepa.labels import Table
 from full_ijepa.pixels import PHOTOGRAPHS, decoded, fit, measure, settle, survey
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError, blame, jpeg_decoder
 from toy_ijepa.environment import MachineError
 from toy_ijepa.folders import SUFFIXES as PICTURES
-from toy_ijepa.folders import ImageSet, check_skipped, find
+from toy_ijepa.folders import ImageSet, check_skipped, find, pictures_below
 
 FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
 SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit
@@ -317,17 +319,16 @@ def training_set(recipe: Recipe, device: torch.device) -> Resident | Stream:
         images = found.images if within(found.images.shape[2:], recipe.sides) else fit(found.images, recipe.sides)
         return Resident(images, device, named(found) if stand_in.is_dir() else None)
     root = folder_of(recipe.data)
-    files, classes = find(root, "train", SUFFIXES)
-    paths = [path for path, _ in files]
+    paths = training_files(recipe)
     size = common_size(paths, recipe.stack)
     whole = size is not None and within(size, recipe.sides)  # larger ones are cropped with antialiasing by workers
     bytes_each = recipe.pixels.channels * np.dtype(recipe.pixels.depth).itemsize
     if not whole or bytes_each * len(paths) * math.prod(size) > FITS:
         return Stream(paths, device, whole)
-    if recipe.pixels.photographs and all(path.suffix.lower() in PICTURES for path in paths):
+    if recipe.pixels.photographs and not recipe.labels and all(path.suffix.lower() in PICTURES for path in paths):
         found = toy.load(f"folder:{root}", "train", allow_skipped=recipe.allow_skipped)  # cached
     else:
-        found = decoded(files, classes, None, recipe.pixels, recipe.allow_skipped)
+        found = decoded([(path, "") for path in paths], (), None, recipe.pixels, recipe.allow_skipped)
     return Resident(found.images, device, named(found))
 
 
@@ -343,7 +344,7 @@ def settled(recipe: Recipe) -> Recipe:
     elif recipe.channels and recipe.depth != "auto" and recipe.mean:
         return recipe
     else:
-        paths = [path for path, _ in find(folder_of(recipe.data), "train", SUFFIXES)[0]]
+        paths = training_files(recipe)
         channels, depth = settle(paths, recipe.channels, recipe.stack)
         depth = depth if recipe.depth == "auto" else recipe.depth
         known = replace(PHOTOGRAPHS, channels=channels, depth=depth, stack=recipe.stack)
@@ -361,6 +362,19 @@ def drawn_side(recipe: Recipe) -> int | None:
 def within(size: Sequence[int], sides: tuple[int, int]) -> bool:
     """Whether pictures of a size (H, W) are nowhere larger than `sides`."""
     return size[0] <= sides[0] and size[1] <= sides[1]
+
+
+def training_files(recipe: Recipe) -> list[Path]:
+    """The files of a folder to pre-train on: its training part, or all that a table of labels does not withhold."""
+    root = folder_of(recipe.data)
+    if not recipe.labels:
+        return [path for path, _ in find(root, "train", SUFFIXES)[0]]
+    withheld = labels.read(Table.of(recipe), root).withheld
+    root = Path(os.path.realpath(root))  # as the table's pictures are named
+    base = root / "train" if (root / "train").is_dir() else root
+    if found := [path for path, _ in pictures_below(base, SUFFIXES) if path not in withheld]:
+        return found
+    raise DataError(f"no pictures in {base} that {recipe.labels} does not give to the test part")
 
 
 def named(found: ImageSet) -> Skipped:
@@ -392,17 +406,33 @@ def common_size(paths: list[Path], stack: Stack = "channels") -> tuple[int, int]
 def probe_set(recipe: Recipe, most: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Labelled *training* pictures for the probe that watches a run: a bank and its labels, a fifth held out and its.
 
-    In their own units at the encoder's size. The test set is not touched. None for a set without classes.
+    In their own units at the encoder's size; no group of a table of labels is on both sides. The test set is not
+    touched. None for a set without classes and without a table.
     """
+    groups = None
     if recipe.data in SMALL:
         found = toy.load(recipe.data, "train", drawn_side(recipe), recipe.allow_skipped)
-        images, labels, classes = found.images, found.labels, found.classes
+        images, truth, classes = found.images, found.labels, found.classes
         some = order(len(images), mix(recipe.seed, "probe"), 0, min(most, len(images)))
-        images, labels = fit(images[some], recipe.sides), labels[some]
+        images, truth = fit(images[some], recipe.sides), truth[some]
+    elif recipe.labels:
+        known = labels.read(Table.of(recipe), folder_of(recipe.data)).train
+        some = order(len(known), mix(recipe.seed, "probe"), 0, min(most, len(known)))
+        classes = tuple(map(str, some))  # a class a picture says which could be read
+        files = [(known.files[i], str(i)) for i in some]
+        found = decoded(files, classes, recipe.sides, recipe.pixels, recipe.allow_skipped)
+        some = torch.tensor(some)[found.labels]
+        images, truth = found.images, known.labels[some]
+        groups = None if known.groups is None else known.groups[some]
     else:
         files, classes = find(folder_of(recipe.data), "train", SUFFIXES)
         some = order(len(files), mix(recipe.seed, "probe"), 0, min(most, len(files)))
         found = decoded([files[i] for i in some], classes, recipe.sides, recipe.pixels, recipe.allow_skipped)
-        images, labels = found.images, found.labels
+        images, truth = found.images, found.labels
+    if len(classes) < 2:
+        return None
+    if groups is not None:
+        rest, queries = labels.apart(groups, 1 / 5, mix(recipe.seed, "held"))
+        return images[rest], truth[rest], images[queries], truth[queries]
     held = max(len(images) // 5, 1)
-    return None if len(classes) < 2 else (images[held:], labels[held:], images[:held], labels[:held])
+    return images[held:], truth[held:], images[:held], truth[:held]

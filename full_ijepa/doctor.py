@@ -18,14 +18,15 @@ import torch
 from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.data import probe_set
 from full_ijepa.evaluate.run import fresh, load_run
+from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import read_rows
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
-from toy_ijepa.probing import features, knn
+from toy_ijepa.probing import features
 
 LEFT = 0.1  # share of the target's random start that may be left at the end
 PLAIN = 0.8  # share of position above which features mostly say where a patch is
-GAIN = 1.0  # points of kNN accuracy above a random encoder, below which nothing was learned
+GAIN = 1.0  # points of kNN above a random encoder, below which nothing was learned
 IDLE = 0.01  # share of the peak rate below which nothing moves; a cosine is there for a sixteenth of its length
 REFERENCE = 1e-3, 2048  # AdamW's rate and batch in the released configs; small batches want less
 
@@ -41,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Chart:
-    """All that the doctor looks at. `scores` are kNN accuracies of the trained and of a random encoder, in %."""
+    """All that the doctor looks at. `scores` are kNN of the trained and of a random encoder, in %."""
 
     recipe: Recipe
     rows: list[dict[str, float]]
@@ -217,7 +218,7 @@ def chart_of(out: Path) -> Chart:
     scores = []
     for encoder in (method.probed, fresh(recipe, 0)):
         x = [features(encoder, recipe.pixels.scaled(images), batch=100) for images in (bank, queries)]
-        scores.append(knn(x[0], bank_labels, x[1], labels, k=min(20, len(bank))))
+        scores.append(knn_score(x[0], bank_labels, x[1], labels))
     return Chart(recipe, rows, state, (scores[0], scores[1]), finished)
 
 

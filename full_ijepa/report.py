@@ -22,9 +22,11 @@ from matplotlib.figure import Figure
 
 from full_ijepa import doctor
 from full_ijepa.cost import span
-from full_ijepa.evaluate.features import labelled, pooled
-from full_ijepa.evaluate.run import TITLES, fresh, load_run
+from full_ijepa.evaluate.features import Labelled, labelled, pooled
+from full_ijepa.evaluate.run import cells, fresh, load_run, told
+from full_ijepa.labels import Table, Task, task_of
 from full_ijepa.methods import IJEPA
+from full_ijepa.metrics import WORDS, shown
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError
@@ -99,12 +101,15 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:
     return figure
 
 
-def pictures_of(out: Path, name: str) -> list[str]:
+def pictures_of(out: Path, name: str, evaluation: dict[str, Any]) -> list[str]:
     """Masks, imagination (I-JEPA) and a t-SNE map of one run; none where its data cannot be had."""
     recipe, method, _ = load_run(out)
+    said = evaluation.get("table")
+    table = Table(**said | dict(label_column=tuple(said["label_column"]))) if said else Table.of(recipe)
     try:
-        test = labelled(recipe.data, "test", recipe.image_size, MAPPED, pixels=recipe.pixels)
-        shelf_pictures = labelled(recipe.data, "train", recipe.image_size, SHELF, pixels=recipe.pixels).images()
+        views = dict(pixels=recipe.pixels, table=table)
+        test = labelled(recipe.data, "test", recipe.image_size, MAPPED, **views)
+        shelf_pictures = labelled(recipe.data, "train", recipe.image_size, SHELF, **views).images()
     except DataError as error:
         return [f"<p>No pictures: {html.escape(str(error))}</p>"]
     pixels, found, some = recipe.pixels, [], test.images()[:SHOWN]
@@ -121,27 +126,53 @@ def pictures_of(out: Path, name: str) -> list[str]:
         words = "Imagination: targets filled with the training patch whose feature is nearest to the predicted one"
         found.append(picture(plots.imagination(seen, drawn, patches, recipe.patch), f"{name}: {words}"))
     maps = {name: pooled(method.probed, test, 1), "random encoder": pooled(fresh(recipe, 0), test, 1)}
-    words = f"t-SNE maps of {len(test)} test pictures, coloured by class"
-    found.append(picture(plots.tsne(maps, test.labels, test.classes), f"{name}: {words}"))
+    colours, groups, by = coloured(test)
+    words = f"t-SNE maps of {len(test)} test pictures, coloured by {by}"
+    found.append(picture(plots.tsne(maps, colours, groups), f"{name}: {words}"))
     return found
 
 
-def scores_table(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Every encoder of every run under each protocol; accuracy in %."""
-    protocols = list(dict.fromkeys(p for e in evaluations.values() for p in e["protocols"]))
-    rows = []
-    for run, evaluation in evaluations.items():
-        for row in dict.fromkeys(row for by in evaluation["protocols"].values() for row in by):
-            cells = [evaluation["protocols"].get(p, {}).get(row) for p in protocols]
-            rows.append([f"{run}: {row}", *(cell_text(cell) for cell in cells)])
-    return rows_table(["accuracy in %", *(TITLES[p] for p in protocols)], rows)
+def coloured(test: Labelled) -> tuple[torch.Tensor, tuple[str, ...], str]:
+    """A colour a picture (S,), their names and what they are: classes, the commonest tag, or quarters of a number."""
+    task, first = task_of(test.labels), test.classes[0]
+    if task == "classes":
+        return test.labels, test.classes, "class"
+    if task == "tags":
+        most = int(test.labels.sum(0).argmax())
+        return test.labels[:, most].long(), (f"not {test.classes[most]}", test.classes[most]), "the commonest tag"
+    cuts = test.labels[:, 0].quantile(torch.tensor([0.25, 0.5, 0.75]))
+    quarters = ("lowest quarter", "second", "third", "highest quarter")
+    return torch.bucketize(test.labels[:, 0], cuts), quarters, f"{first} in quarters"
 
 
-def cell_text(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    spread = found.get("spread", {}).get("accuracy")
-    return f"{found['accuracy']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+def scores_tables(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Every encoder of every run under each protocol: a table for each number that the runs' tasks are judged by."""
+    wanted = {name: None for e in evaluations.values() for name in shown(e["task"], e["uneven"])}
+    found = []
+    for name in wanted:
+        columns = {run: cells(e, name, "±") for run, e in evaluations.items() if name in shown(e["task"], e["uneven"])}
+        titles = list(dict.fromkeys(title for by in columns.values() for title in by))
+        rows = []
+        for run, by in columns.items():
+            for row in dict.fromkeys(row for texts in by.values() for row in texts):
+                rows.append([f"{run}: {row}", *(by.get(title, {}).get(row, "-") for title in titles)])
+        found.append(rows_table([WORDS[name], *titles], rows))
+    return "".join(found)
+
+
+def each_table(own: dict[str, Any], task: Task) -> str:
+    """What the linear probe of the first seed does with each class, tag or column of numbers."""
+    heads = dict(each_class="accuracy in %", each_auroc="AUROC in %", each_average_precision="average precision in %")
+    heads |= dict(each_count="test pictures that have it", each_r2="R2 in %", each_mae="mean absolute error")
+    known = [key for key in heads if key in own]
+    rows = [
+        [label, *("-" if own[key][label] is None else f"{own[key][label]:.4g}" for key in known)]
+        for label in own[known[0]]
+    ]
+    if task == "classes":
+        rows.append(["macro F1", f"{own['macro_f1']:.1f}", *[""] * (len(known) - 1)])
+    head = {"classes": "class", "tags": "tag", "numbers": "column"}[task]
+    return rows_table([head, *(heads[key] for key in known)], rows)
 
 
 def read_json(path: Path) -> Any:
@@ -152,9 +183,13 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     """Write the page of these runs. Raises ValueError if one of them is no run."""
     charts = {name: doctor.chart_of(out) for name, out in named(runs).items()}
     parts = ["<h1>I-JEPA and MAE: a report</h1>"]
-    evaluations = {name: found for name, out in named(runs).items() if (found := read_json(out / "evaluation.json"))}
+    evaluations = {
+        name: dict(task="classes", uneven=False, table=None) | found  # as files from before tables of labels lack them
+        for name, out in named(runs).items()
+        if (found := read_json(out / "evaluation.json"))
+    }
     if evaluations:
-        parts += ["<h2>One protocol for all</h2>", scores_table(evaluations), notes(evaluations)]
+        parts += ["<h2>One protocol for all</h2>", scores_tables(evaluations), notes(evaluations)]
     else:
         parts.append("<p>Not evaluated yet: <code>python -m full_ijepa evaluate RUN</code></p>")
     parts += [
@@ -164,14 +199,15 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     parts.append(costs(charts))
     for name, out in named(runs).items():
         parts += [f"<h2>{html.escape(name)}</h2>", f"<pre>{html.escape(doctor.report(charts[name]))}</pre>"]
-        parts += pictures_of(out, name)
-        linear = evaluations.get(name, {}).get("protocols", {}).get("linear", {})
+        evaluation = evaluations.get(name, {})
+        parts += pictures_of(out, name, evaluation)
+        linear = evaluation.get("protocols", {}).get("linear", {})
         own = linear.get(charts[name].recipe.method)
-        if own:
+        if own and evaluation["task"] == "classes":
             words = f"{name}: confusion matrix of the linear probe, % of each true class (rows)"
-            parts.append(picture(confusion(own["confusion"], evaluations[name]["classes"]), words))
-            each = [[label, f"{value:.1f}"] for label, value in own["each_class"].items()]
-            parts.append(rows_table(["class", "accuracy in %"], [*each, ["macro F1", f"{own['macro_f1']:.1f}"]]))
+            parts.append(picture(confusion(own["confusion"], evaluation["classes"]), words))
+        if own:
+            parts.append(each_table(own, evaluation["task"]))
         parts.append(settings(charts[name].recipe))
     page = "\n".join(parts)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +230,7 @@ def notes(evaluations: dict[str, dict[str, Any]]) -> str:
     """What was judged on what."""
     lines = [
         f"{name}: {e['encoder']} encoder at step {e['step']}; {e['data']}, {e['labels']} labels, {e['tested']} test "
-        f"pictures; seeds {e['seeds']}"
+        f"pictures; seeds {e['seeds']}" + (f"; {told(e)}" if e["table"] else "")
         for name, e in evaluations.items()
     ]
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"

@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from full_ijepa import checkpoint, methods
 from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, settled, told_plainly, training_set
 from full_ijepa.distributed import World, local_only, share, world
+from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa.diagnostics import Health, health
-from toy_ijepa.probing import features, knn
+from toy_ijepa.probing import features
 from toy_ijepa.schedules import cosine, warmup_cosine
 from toy_ijepa.training import NonFiniteLossError, make_optimisers, uses_bf16
 
@@ -365,11 +366,11 @@ class Loop:
         self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s, rank {found['rank']:.1f}")
 
     def probe(self) -> float:
-        """kNN accuracy (%) on labelled training pictures, part of them held out."""
+        """kNN (%) on labelled training pictures, part of them held out: accuracy, mean AUROC of tags, R2 of numbers."""
         bank, bank_labels, queries, labels = self.probing
         encoder = self.trainer.method.probed
         x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
-        return knn(x[0], bank_labels, x[1], labels, k=min(20, len(bank)))
+        return knn_score(x[0], bank_labels, x[1], labels)
 
     def save(self, losses: list[Tensor]) -> None:
         """A checkpoint, unless the numbers blew up since the last row."""

@@ -1,6 +1,7 @@
 """What an encoder makes of labelled pictures, a chunk at a time so that any set fits."""
 
 # Shape legend:  S pictures  C channels  H,W pixels, those that the encoder sees: sides  N tokens  D width  F features
+#                c classes, tags or columns of numbers
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from full_ijepa import labels
 from full_ijepa.data import SMALL, folder_of
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
 from full_ijepa.formats import SUFFIXES
+from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, decoded, fit
 from full_ijepa.vit import Encoder
 from toy_ijepa import data as toy
@@ -25,16 +28,23 @@ CHUNK = 500  # pictures decoded, resized or encoded at a time
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled split: in memory at its own size, files, or pictures of torchvision; and how the encoder sees it."""
+    """A labelled split: in memory at its own size, files, or pictures of torchvision; and how the encoder sees it.
+
+    labels   classes int64 (S,), tags bool (S, c) or numbers float32 (S, c)
+    classes  names of the classes, tags or columns of numbers
+    groups   number of each picture's patient, slide ... (S,), None where there are none
+    """
 
     source: ImageSet | Pictures | list[tuple[Path, str]]
     labels: Tensor
     classes: tuple[str, ...]
     image_size: int | tuple[int, int]
     pixels: Pixels = PHOTOGRAPHS
+    groups: Tensor | None = None
 
     @property
     def sides(self) -> tuple[int, int]:
+        """Height and width in pixels that the encoder sees."""
         return both(self.image_size)
 
     def __len__(self) -> int:
@@ -71,7 +81,8 @@ class Labelled:
             source = self.source[index]
         else:
             source = [self.source[i] for i in index.tolist()]
-        return replace(self, source=source, labels=self.labels[index])
+        groups = None if self.groups is None else self.groups[index]
+        return replace(self, source=source, labels=self.labels[index], groups=groups)
 
 
 def labelled(
@@ -81,14 +92,23 @@ def labelled(
     most: int | None = None,
     seed: int = 0,
     pixels: Pixels = PHOTOGRAPHS,
+    table: Table = NO_TABLE,
 ) -> Labelled:
     """A labelled split of a set by name, at most `most` pictures of it drawn at random, as an encoder sees them.
 
-    Raises DataError (a ValueError) if it cannot be had, has fewer than two classes, or other channels than the encoder.
+    table  of labels beside the pictures of a folder; without one its sub-folders are the classes
+    Raises DataError (a ValueError) if it cannot be had, has fewer than two classes or other channels than the encoder,
+    or the table has mistakes.
     """
     if (name in SMALL or name in SETS or name == "imagenet") and not pixels.photographs:
         raise DataError(f"{name} has 3 channels of uint8; this encoder knows {pixels.channels} of {pixels.depth}")
-    if name in SMALL:
+    if table:
+        if name != "imagenet" and not name.startswith("folder:"):
+            raise DataError(f"a table of labels goes with a folder of pictures (folder:PATH), not with {name!r}")
+        found = labels.read(table, folder_of(name))
+        part = {"train": found.train, "test": found.test}[split]
+        whole = Labelled([(path, "") for path in part.files], part.labels, found.names, image_size, pixels, part.groups)
+    elif name in SMALL:
         found = toy.load(name, split, max(both(image_size)) if name == "shapes" else None)
         whole = Labelled(found, found.labels, found.classes, image_size, pixels)
     elif name in SETS:
@@ -101,11 +121,13 @@ def labelled(
         odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
         if odd:
             raise DataError(f"{odd[0]} lies in no class folder that training has; {len(odd)} such pictures in {split}")
-        if not pixels.photographs:
-            compare([path for path, _ in files], pixels)
         whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, image_size, pixels)
-    if len(whole.classes) < 2:
-        raise DataError(f"{name} has no classes: only sets with at least two class folders can be judged")
+    if not table and len(whole.classes) < 2:
+        raise DataError(
+            f"{name} has no classes: judge it by at least two class folders, or by a table of labels (--labels)"
+        )
+    if isinstance(whole.source, list) and not pixels.photographs:
+        compare([path for path, _ in whole.source], pixels)
     if most is None or most >= len(whole):
         return whole
     return whole.some(torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most])

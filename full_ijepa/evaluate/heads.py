@@ -1,6 +1,10 @@
-"""What is trained on top of an encoder: a linear layer, attention and a linear layer, or everything."""
+"""What is trained on top of an encoder: a linear layer, attention and a linear layer, or everything.
 
-# Shape legend:  S samples  F features  N tokens  D width  c classes  R rates tried at once  B of a batch
+Labels are classes (int64, S), tags (bool, S x c) or numbers (float32, S x c); the loss follows from their type.
+"""
+
+# Shape legend:  S samples  F features  N tokens  D width  c classes, tags or columns of numbers  R rates tried at once
+#                B of a batch
 
 from __future__ import annotations
 
@@ -14,28 +18,67 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from full_ijepa.data import augment, mix
+from full_ijepa.labels import apart, task_of
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
 from toy_ijepa.encoder import LAYER_NORM_EPS
 from toy_ijepa.schedules import warmup_cosine
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of Adam on standardised features; the best is chosen on a held-out part
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression on standardised features; chosen likewise
 HELD = 0.1  # share of the training set that choices are made on
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Predicted classes (S,) of the test set, and the learning rate that the held-out part chose."""
+    """What is said of the test set, and the learning rate (or penalty) that the held-out part chose.
 
-    predicted: Tensor
+    scores  (S, c): of classes the higher the likelier, of tags their probability, of numbers what is predicted
+    """
+
+    scores: Tensor
     rate: float
 
+    @property
+    def predicted(self) -> Tensor:
+        """The likeliest class (S,)."""
+        return self.scores.argmax(-1)
 
-def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the samples to fit on and of those to choose on."""
+
+def hold_out(count: int, seed: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Numbers of the samples to fit on and of those to choose on: a tenth of the samples, or of their groups (S,).
+
+    A group is never on both sides. Raises ValueError if there is only one.
+    """
+    if groups is not None:
+        return apart(groups, HELD, mix(seed, "held"))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, "held")))
     held = max(round(HELD * count), 1)
     return order[held:], order[:held]
+
+
+def loss_of(out: Tensor, y: Tensor) -> Tensor:
+    """The mean over samples of the loss of outputs (S, c): cross-entropy of classes, the sum over tags, squares."""
+    if task_of(y) == "classes":
+        return F.cross_entropy(out, y, reduction="sum") / len(y)
+    if task_of(y) == "tags":
+        return F.binary_cross_entropy_with_logits(out, y.float(), reduction="sum") / len(y)
+    return F.mse_loss(out, y, reduction="sum") / len(y)
+
+
+def worth(out: Tensor, y: Tensor) -> float:
+    """What a choice on held-out samples goes by: accuracy of classes, else the loss, so that more is better."""
+    if task_of(y) == "classes":
+        return (out.argmax(-1) == y).double().mean().item()
+    return -loss_of(out, y).item()
+
+
+def answer(out: Tensor, y: Tensor) -> Tensor:
+    """Scores (S, c) of outputs: probabilities of classes or tags, numbers as they are; `y` says which."""
+    if task_of(y) == "numbers":
+        return out
+    out = out.double()  # in float32 many probabilities would be exactly 1, and their order be lost
+    return out.softmax(-1) if task_of(y) == "classes" else out.sigmoid()
 
 
 def fit_linear(x: Tensor, y: Tensor, classes: int, rates: tuple[float, ...], epochs: int, seed: int) -> Tensor:
@@ -50,7 +93,8 @@ def fit_linear(x: Tensor, y: Tensor, classes: int, rates: tuple[float, ...], epo
     while step < steps:
         for index in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
             logits = torch.einsum("bf,rcf->rbc", x[index], weight[:, :, :-1]) + weight[:, None, :, -1]
-            loss = F.cross_entropy(logits.flatten(0, 1), y[index].repeat(R), reduction="sum") / batch
+            many = y[index].repeat(R, *[1] * (y.ndim - 1))
+            loss = R * loss_of(logits.flatten(0, 1), many)
             (weight.grad,) = torch.autograd.grad(loss, weight)
             before = weight.detach().clone()
             optimiser.step()
@@ -60,25 +104,33 @@ def fit_linear(x: Tensor, y: Tensor, classes: int, rates: tuple[float, ...], epo
     return weight.detach()
 
 
-def predict(weight: Tensor, x: Tensor) -> Tensor:
-    """Classes (R, S) that linear classifiers (R, c, F + 1) say for x (S, F)."""
-    return (torch.einsum("sf,rcf->rsc", x, weight[:, :, :-1]) + weight[:, None, :, -1]).argmax(-1)
+def apply_linear(weight: Tensor, x: Tensor) -> Tensor:
+    """What linear classifiers (R, c, F + 1) say of x (S, F), before any softmax: (R, S, c)."""
+    return torch.einsum("sf,rcf->rsc", x, weight[:, :, :-1]) + weight[:, None, :, -1]
 
 
 def linear(
-    train: Tensor, y: Tensor, test: Tensor, classes: int, seed: int = 0, epochs: int = 50, rate: float | None = None
+    train: Tensor,
+    y: Tensor,
+    test: Tensor,
+    classes: int,
+    seed: int = 0,
+    epochs: int = 50,
+    rate: float | None = None,
+    groups: Tensor | None = None,
 ) -> Verdict:
-    """A linear probe on standardised features (S, F).
+    """A linear probe on standardised features (S, F): logistic for classes, and for each tag on its own.
 
-    rate  of learning; without one it is chosen on a held-out tenth of the training set
+    rate    of learning; without one it is chosen on a held-out tenth of the training set
+    groups  of the training samples (S,): none is parted by what is held out
     """
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     x, x_test = (train - mean) / std, (test - mean) / std
     if rate is None:
-        rest, held = hold_out(len(x), seed)
-        tried = fit_linear(x[rest], y[rest], classes, RATES, epochs, seed)
-        rate = RATES[int((predict(tried, x[held]) == y[held]).double().mean(1).argmax())]
-    return Verdict(predict(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0], rate)
+        rest, held = hold_out(len(x), seed, groups)
+        tried = apply_linear(fit_linear(x[rest], y[rest], classes, RATES, epochs, seed), x[held])
+        rate, _ = max(zip(RATES, tried, strict=True), key=lambda pair: worth(pair[1], y[held]))
+    return Verdict(answer(apply_linear(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0], y), rate)
 
 
 class Attentive(nn.Module):
@@ -110,9 +162,11 @@ def attentive(
     device: torch.device,
     seed: int = 0,
     epochs: int = 20,
+    groups: Tensor | None = None,
 ) -> Verdict:
     """An attentive probe on frozen tokens (S, N, D); the rate is chosen on a held-out tenth of the training set."""
-    rest, held = hold_out(len(train), seed)
+    rest, held = hold_out(len(train), seed, groups)
+    y, back = standardised(y)
 
     def fit(index: Tensor, rate: float) -> nn.Module:
         torch.manual_seed(seed)
@@ -122,13 +176,19 @@ def attentive(
 
     def said(head: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([head(part.float().to(device)).argmax(1).cpu() for part in x.split(500)])
+            return torch.cat([head(part.float().to(device)).cpu() for part in x.split(500)])
 
-    scores = {
-        rate: (said(fit(rest, rate), train[held]) == y[held]).double().mean().item() for rate in (3e-4, 1e-3, 3e-3)
-    }
-    rate = max(scores, key=scores.__getitem__)
-    return Verdict(said(fit(torch.arange(len(train)), rate), test), rate)
+    tried = {rate: worth(said(fit(rest, rate), train[held]), y[held]) for rate in (3e-4, 1e-3, 3e-3)}
+    rate = max(tried, key=tried.__getitem__)
+    return Verdict(back(answer(said(fit(torch.arange(len(train)), rate), test), y)), rate)
+
+
+def standardised(y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Numbers with mean 0 and std 1, which networks learn, and the way back; classes and tags as they are."""
+    if task_of(y) != "numbers":
+        return y, lambda found: found
+    mean, std = y.mean(0), y.std(0).clamp_min(1e-6)
+    return (y - mean) / std, lambda found: found * std + mean
 
 
 def shuffled(index: Tensor, epochs: int, seed: int, batch: int = 128) -> Iterator[Tensor]:
@@ -147,7 +207,7 @@ def fit_module(
     epochs: int,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Train a classifier by AdamW with warm-up and cosine, products in `dtype`; `groups` may scale rates by "share"."""
+    """Train a head, or all, by AdamW with warm-up and cosine, products in `dtype`; `groups` scale rates by "share"."""
     optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
     steps = epochs * math.ceil(count / 128)
     module.train()
@@ -155,7 +215,7 @@ def fit_module(
         for group in optimiser.param_groups:
             group["lr"] = group.get("share", 1.0) * warmup_cosine(step / steps, rate, 0.1)
         with torch.autocast(x.device.type, dtype, enabled=dtype == torch.bfloat16):
-            loss = F.cross_entropy(module(x), y)
+            loss = loss_of(module(x), y)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 3.0)
@@ -197,13 +257,15 @@ def finetune(
     seed: int = 0,
     epochs: int = 20,
     dtype: torch.dtype = torch.float32,
+    groups: Tensor | None = None,
 ) -> Verdict:
     """Train everything on pictures (S, C, H, W), cropped and mirrored; the rate is chosen on a held-out tenth.
 
     dtype  bfloat16 computes products in it; float16 would need its loss scaled, and is not used here
     """
     device = next(encoder.parameters()).device
-    rest, held = hold_out(len(train), seed)
+    rest, held = hold_out(len(train), seed, groups)
+    y, back = standardised(y)
     wide = recipe.replace(crop_scale=(0.5, 1.0))
 
     def fit(index: Tensor, rate: float) -> nn.Module:
@@ -218,24 +280,39 @@ def finetune(
     def said(model: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad():
             parts = (encoder.pixels.normalise(part.to(device)) for part in x.split(250))
-            return torch.cat([model(part).argmax(1).cpu() for part in parts])
+            return torch.cat([model(part).cpu() for part in parts])
 
-    scores = {rate: (said(fit(rest, rate), train[held]) == y[held]).double().mean().item() for rate in (5e-4, 2e-3)}
-    rate = max(scores, key=scores.__getitem__)
-    return Verdict(said(fit(torch.arange(len(train)), rate), test), rate)
+    tried = {rate: worth(said(fit(rest, rate), train[held]), y[held]) for rate in (5e-4, 2e-3)}
+    rate = max(tried, key=tried.__getitem__)
+    return Verdict(back(answer(said(fit(torch.arange(len(train)), rate), test), y)), rate)
 
 
-def ridge(train: Tensor, y: Tensor, test: Tensor, seed: int = 0) -> tuple[Tensor, float]:
-    """Numbers (S,) predicted from features by ridge regression; the penalty is chosen on a held-out tenth."""
+def ridge(
+    train: Tensor,
+    y: Tensor,
+    test: Tensor,
+    seed: int = 0,
+    groups: Tensor | None = None,
+    penalty: float | None = None,
+) -> tuple[Tensor, float]:
+    """Numbers (S,) or (S, c) predicted from features by ridge regression, and its penalty.
+
+    penalty  without one it is chosen on a held-out tenth, which parts no group (S,)
+    """
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     x, x_test = (train - mean) / std, (test - mean) / std
 
     def fit(x: Tensor, y: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
         gram = x.T @ x / len(x) + penalty * torch.eye(x.shape[1])
-        weight = torch.linalg.solve(gram, x.T @ (y - y.mean()) / len(x))
-        return lambda new: new @ weight + y.mean()
+        weight = torch.linalg.solve(gram, x.T @ (y - y.mean(0)) / len(x))
+        return lambda new: new @ weight + y.mean(0)
 
-    rest, held = hold_out(len(x), seed)
-    lost = {p: (fit(x[rest], y[rest], p)(x[held]) - y[held]).square().mean().item() for p in (1e-3, 1e-2, 1e-1, 1.0)}
-    penalty = min(lost, key=lost.__getitem__)
+    if penalty is None:
+        rest, held = hold_out(len(x), seed, groups)
+        scale = y.std(0).clamp_min(1e-6)  # columns of numbers in different units count alike
+
+        def lost(penalty: float) -> float:
+            return ((fit(x[rest], y[rest], penalty)(x[held]) - y[held]) / scale).square().mean().item()
+
+        penalty = min(PENALTIES, key=lost)
     return fit(x, y, penalty)(x_test), penalty

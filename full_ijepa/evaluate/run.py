@@ -5,32 +5,33 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
-from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
-from full_ijepa import checkpoint, methods
-from full_ijepa.data import mix
+from full_ijepa import checkpoint, labels, methods, metrics
+from full_ijepa.data import folder_of, mix, training_files
 from full_ijepa.evaluate import heads
 from full_ijepa.evaluate.features import Labelled, labelled, pooled, tokens
+from full_ijepa.labels import NO_TABLE, Table, Task, task_of
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of
 from full_ijepa.vit import Encoder, build_encoder
 from toy_ijepa import shapes
 from toy_ijepa.data import ImageSet
-from toy_ijepa.probing import knn as knn_accuracy
 from toy_ijepa.probing import pixel_features
 from toy_ijepa.recipe import lookup
 
 SHARES = (0.01, 0.1)  # of the labels, for low-shot; and so many of each class:
 SHOTS = (1, 5, 20)
-FEW_RATE = 1e-2  # a handful of labels leaves nothing to choose a rate on: the same for everybody
+FEW_RATE, FEW_PENALTY = 1e-2, 1.0  # of classes and tags, and of numbers, on a handful of labels
 DRAWS = 3  # random choices of the few labels; their spread is reported
 SCENES = {"train": 8000, "test": 2000}  # embedded pictures of the dense tasks
 MOST = 5  # objects of a scene
@@ -63,27 +64,34 @@ class Subject:
 
     @property
     def classes(self) -> int:
+        """How many classes, tags or columns of numbers."""
         return len(self.train.classes)
 
+    @property
+    def task(self) -> Task:
+        return task_of(self.train.labels)
 
-def judged(verdict: heads.Verdict, truth: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy (%), macro F1 (%), accuracy of each class (%), confusion matrix (rows: truth), and the rate chosen."""
-    table = confusion_matrix(truth, verdict.predicted, labels=range(len(classes)))
-    each = 100 * table.diagonal() / table.sum(1).clip(1)
-    return dict(
-        accuracy=100 * (verdict.predicted == truth).double().mean().item(),
-        macro_f1=100
-        * float(f1_score(truth, verdict.predicted, average="macro", labels=range(len(classes)), zero_division=0)),
-        each_class=dict(zip(classes, each.round(2).tolist(), strict=True)),
-        confusion=table.tolist(),
-        rate=verdict.rate,
-    )
+
+def judged(verdict: heads.Verdict, test: Labelled) -> dict[str, Any]:
+    """All numbers of the task, and the rate (or penalty) that was chosen."""
+    return metrics.judged(verdict.scores, test.labels, test.classes) | dict(rate=verdict.rate)
 
 
 def knn(s: Subject) -> dict[str, Any]:
     """20 nearest neighbours by cosine, last layer."""
     x, x_test = s.pair()
-    return dict(accuracy=knn_accuracy(x, s.train.labels, x_test, s.test.labels, k=min(20, len(x))))
+    scores = metrics.neighbours(x, s.train.labels, x_test, s.classes)
+    return metrics.judged(scores, s.test.labels, s.test.classes)
+
+
+def fitted(s: Subject, x: Tensor, y: Tensor, x_test: Tensor, groups: Tensor | None, few: bool = False) -> heads.Verdict:
+    """What is linear in features: logistic for classes and tags, ridge regression for numbers.
+
+    few  a handful of labels leaves nothing to choose on: the same rate or penalty for everybody
+    """
+    if s.task == "numbers":
+        return heads.Verdict(*heads.ridge(x, y, x_test, s.seed, groups, FEW_PENALTY if few else None))
+    return heads.linear(x, y, x_test, s.classes, s.seed, rate=FEW_RATE if few else None, groups=groups)
 
 
 def linear(s: Subject) -> dict[str, Any]:
@@ -91,10 +99,9 @@ def linear(s: Subject) -> dict[str, Any]:
     found = {}
     for layers in ("last", "last4"):
         x, x_test = s.pair(layers)
-        verdict = heads.linear(x, s.train.labels, x_test, s.classes, s.seed)
-        found[layers] = judged(verdict, s.test.labels, s.test.classes)
-    best = found["last"]
-    return best | dict(accuracy_last4=found["last4"]["accuracy"], rate_last4=found["last4"]["rate"])
+        found[layers] = judged(fitted(s, x, s.train.labels, x_test, s.train.groups), s.test)
+    more = {f"{name}_last4": found["last4"][name] for name in (metrics.SHOWN[s.task][0], "rate")}
+    return found["last"] | more
 
 
 def attentive(s: Subject) -> dict[str, Any] | None:
@@ -103,36 +110,43 @@ def attentive(s: Subject) -> dict[str, Any] | None:
         return None
     dtype = precision_of(s.recipe, s.device)
     x, x_test = tokens(s.encoder, s.train, dtype), tokens(s.encoder, s.test, dtype)
-    n_heads = s.encoder.config["heads"]
-    verdict = heads.attentive(x, s.train.labels, x_test, s.classes, n_heads, s.device, s.seed)
-    return judged(verdict, s.test.labels, s.test.classes)
+    args = x, s.train.labels, x_test, s.classes, s.encoder.config["heads"], s.device, s.seed
+    return judged(heads.attentive(*args, groups=s.train.groups), s.test)
 
 
 def finetune(s: Subject) -> dict[str, Any] | None:
     """Everything is trained on the labels."""
     if s.encoder is None:
         return None
-    args = s.train.images(), s.train.labels, s.test.images(), s.classes
-    verdict = heads.finetune(s.encoder, *args, s.recipe, s.seed, dtype=precision_of(s.recipe, s.device))
-    return judged(verdict, s.test.labels, s.test.classes)
+    args = s.train.images(), s.train.labels, s.test.images(), s.classes, s.recipe, s.seed
+    dtype = precision_of(s.recipe, s.device)
+    return judged(heads.finetune(s.encoder, *args, dtype=dtype, groups=s.train.groups), s.test)
 
 
 def lowshot(s: Subject) -> dict[str, Any]:
-    """A linear layer on few labels: 1 %, 10 %, and n of each class; mean and spread over DRAWS choices of them."""
+    """What is linear, on few labels: 1 %, 10 %, and n of each class; mean and spread over DRAWS choices of them.
+
+    Raises ValueError if there are too few labels for any of it.
+    """
     x, x_test = s.pair()
     found: dict[str, Any] = {}
-    wanted = {f"{share:.0%}": ("share", share) for share in SHARES} | {f"{n} a class": ("each", n) for n in SHOTS}
-    for name, (kind, amount) in wanted.items():
+    name = metrics.SHOWN[s.task][0]
+    wanted = {f"{share:.0%}": ("share", share) for share in SHARES}
+    if s.task == "classes":  # a picture may have several tags, and a number has no class
+        wanted |= {f"{n} a class": ("each", n) for n in SHOTS}
+    for label, (kind, amount) in wanted.items():
         scores = []
         for draw in range(DRAWS):
             few = few_labels(s.train.labels, kind, amount, mix(s.seed, "few", draw))
             if len(few) < 2:
                 break
-            verdict = heads.linear(x[few], s.train.labels[few], x_test, s.classes, s.seed, rate=FEW_RATE)
-            scores.append(100 * (verdict.predicted == s.test.labels).double().mean().item())
+            verdict = fitted(s, x[few], s.train.labels[few], x_test, None, few=True)
+            scores.append(metrics.judged(verdict.scores, s.test.labels, s.test.classes)[name])
         if scores:
-            found[name] = dict(accuracy=mean(scores), spread=stdev(scores), labels=len(few))
-    return dict(accuracy=next(reversed(found.values()))["accuracy"], curve=found)
+            found[label] = {name: mean(scores), "spread": stdev(scores), "labels": len(few)}
+    if not found:
+        raise ValueError(f"lowshot takes {SHARES[-1]:.0%} of the labels, and {len(s.train)} are too few: leave it out")
+    return {name: next(reversed(found.values()))[name], "curve": found}
 
 
 def few_labels(labels: Tensor, kind: str, amount: float, seed: int) -> Tensor:
@@ -192,8 +206,9 @@ def resolution(s: Subject) -> dict[str, Any] | None:
     for size in sorted(sizes):
         name = "x".join(map(str, dict.fromkeys(size)))
         x, x_test = (s.features(d.at(size), f"{key} {name}") for key, d in (("train", s.train), ("test", s.test)))
-        curve[name] = knn_accuracy(x, s.train.labels, x_test, s.test.labels, k=min(20, len(x)))
-    return dict(accuracy=curve[name], curve=curve)
+        scores = metrics.neighbours(x, s.train.labels, x_test, s.classes)
+        curve[name] = metrics.judged(scores, s.test.labels, s.test.classes)[metrics.SHOWN[s.task][0]]
+    return {metrics.SHOWN[s.task][0]: curve[name], "curve": curve}
 
 
 PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
@@ -205,10 +220,6 @@ PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
     "dense": dense,
     "resolution": resolution,
 }
-
-TITLES = dict(zip(PROTOCOLS, PROTOCOLS, strict=True)) | dict(  # what the accuracy of a table is
-    knn="kNN", finetune="fine-tune", lowshot=f"{SHOTS[-1]} a class", dense="count", resolution="kNN, 2 x side"
-)
 
 
 def load_run(out: Path, device: torch.device | str = "cpu") -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
@@ -229,7 +240,8 @@ def evaluate(
     *,
     data: str | None = None,
     encoder: Literal["target", "context"] = "target",
-    labels: int | None = None,
+    table: Table = NO_TABLE,
+    most: int | None = None,
     seeds: Iterable[int] = (0,),
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -237,9 +249,10 @@ def evaluate(
 
     data     the set to judge on (default: the one trained on); another one is transfer
     encoder  I-JEPA's "target" encoder (default) or its "context" encoder; MAE has one
-    labels   at most so many labelled training pictures, drawn at random
+    table    of labels beside the folder of pictures (default: the one that the recipe names, if it names one)
+    most     at most so many labelled training pictures, drawn at random
     seeds    of heads, of the random encoder and of what is held out; mean and spread are reported
-    Raises ValueError for an unknown protocol, a run without checkpoints, or data without classes.
+    Raises ValueError for an unknown protocol, a run without checkpoints, data without labels, or a table with mistakes.
     """
     chosen = {name: lookup(PROTOCOLS, name, "protocol") for name in protocols}
     seeds = list(seeds)
@@ -248,10 +261,14 @@ def evaluate(
         raise ValueError("no GPU that torch can use here: leave out --device, or give cpu")
     recipe, method, step = load_run(out, where)
     name = data or recipe.data
-    train, test = (
-        labelled(name, part, recipe.image_size, most, pixels=recipe.pixels)
-        for part, most in (("train", labels), ("test", None))
-    )
+    if not table and table != NO_TABLE:
+        raise ValueError("columns and a task are those of a table of labels: name it too (--labels FILE)")
+    if not table and name == recipe.data:
+        table = Table.of(recipe)
+    views = dict(pixels=recipe.pixels, table=table)
+    train = labelled(name, "train", recipe.image_size, most, **views)
+    test = labelled(name, "test", recipe.image_size, **views)
+    task = about(recipe, name, table, test)
     own = method.probed if encoder == "target" else method.encoder
     rows: dict[str, dict[str, list]] = {}
     for seed in seeds:
@@ -270,6 +287,7 @@ def evaluate(
         labels=len(train),
         tested=len(test),
         classes=list(train.classes),
+        **task,
         seeds=seeds,
         protocols={p: {row: summary(found) for row, found in by.items()} for p, by in rows.items()},
     )
@@ -277,12 +295,35 @@ def evaluate(
     target = out / f"evaluation{suffix}{'' if encoder == 'target' else '-context'}.json"
     if target.exists():  # other protocols of the same encoder, step and data stay
         before = json.loads(target.read_text())
-        same = all(before[k] == result[k] for k in ("step", "data", "labels", "seeds"))
+        plain = json.loads(json.dumps(result))
+        same = all(before.get(k) == plain[k] for k in ("step", "data", "labels", "tested", "task", "table", "seeds"))
         result["protocols"] = (before["protocols"] if same else {}) | result["protocols"]
     part = target.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(target)
     return result
+
+
+def about(recipe: Recipe, name: str, table: Table, test: Labelled) -> dict[str, Any]:
+    """What the task is, and of a table: its columns, what divided the pictures, and how many were trained on.
+
+    Warns if test pictures were among those of the pre-training.
+    """
+    found = dict(task=task_of(test.labels), uneven=metrics.uneven(test.labels), table=None)
+    if not table:
+        return found
+    seen = 0
+    if name == recipe.data:
+        trained_on = {os.path.realpath(path) for path in training_files(recipe)}
+        seen = sum(os.path.realpath(path) in trained_on for path, _ in test.source)
+        if seen:
+            warnings.warn(
+                f"{seen} of {len(test)} test pictures were pre-trained on, without their labels; pretrain with the "
+                "same --labels, --group-column and --split-column to keep them apart",
+                stacklevel=3,
+            )
+    division = labels.read(table, folder_of(name)).division
+    return found | dict(table=asdict(table), division=division, pretrained_on=seen)
 
 
 def fresh(recipe: Recipe, seed: int) -> Encoder:
@@ -293,23 +334,48 @@ def fresh(recipe: Recipe, seed: int) -> Encoder:
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first seed's details, with mean and spread over seeds of every number."""
-    numbers = {k for k, v in found[0].items() if isinstance(v, int | float)}
+    """The first seed's details, with mean and spread over seeds of every number that all have."""
+    numbers = {k for k in found[0] if all(isinstance(f[k], int | float) for f in found)}
     spread = {k: round(stdev(f[k] for f in found), 3) if len(found) > 1 else None for k in sorted(numbers)}
     return found[0] | {k: round(mean(f[k] for f in found), 3) for k in numbers} | dict(spread=spread)
 
 
+def title(protocol: str, task: Task) -> str:
+    """What the column of a table is."""
+    if protocol == "lowshot":
+        return f"{SHOTS[-1]} a class" if task == "classes" else f"{SHARES[-1]:.0%} of labels"
+    if (protocol, task) == ("linear", "numbers"):
+        return "ridge"
+    count = "count" if task == "classes" else "count, accuracy"
+    return dict(knn="kNN", finetune="fine-tune", dense=count, resolution="kNN, 2 x side").get(protocol, protocol)
+
+
+def cells(result: dict[str, Any], name: str, sign: str = "+-") -> dict[str, dict[str, str]]:
+    """One number of each protocol that has it, and of each row, with its spread over seeds; by title and row."""
+    task, found = result["task"], {}
+    for protocol, by in result["protocols"].items():
+        # scenes have classes, whatever the task is
+        key = "accuracy" if protocol == "dense" and name == metrics.SHOWN[task][0] else name
+        texts = {row: metrics.text(numbers, key, sign) for row, numbers in by.items() if key in numbers}
+        if texts:
+            found[title(protocol, task)] = texts
+    return found
+
+
+def told(result: dict[str, Any]) -> str:
+    """What a table of labels was taken for, in one line."""
+    columns, names = ", ".join(result["table"]["label_column"]), result["classes"]
+    which = f"{len(names)} {result['task']} ({labels.listed(names)})" if result["task"] != "numbers" else "numbers"
+    return f"{columns}: {which}; divided by {result['division']}"
+
+
 def table(result: dict[str, Any]) -> str:
-    """Accuracies in % as text: a row an encoder, a column a protocol."""
-    protocols = result["protocols"]
-    rows = list(dict.fromkeys(row for by in protocols.values() for row in by))
-    lines = [f"{'':12}" + "".join(f"{name:>16}" for name in map(TITLES.get, protocols))]
-    for row in rows:
-        cells = []
-        for by in protocols.values():
-            spread = by.get(row, {}).get("spread", {}).get("accuracy")
-            text = f"{by[row]['accuracy']:.1f}" if row in by else "-"
-            cells.append(f"{text + (f' +- {spread:.1f}' if spread is not None else ''):>16}")
-        lines.append(f"{row:12}" + "".join(cells))
-    note = f"accuracy in % on {result['tested']} test pictures of {result['data']}, {result['labels']} labels"
-    return "\n".join([note, *lines])
+    """The numbers that the task is judged by as text: a row an encoder, a column a protocol."""
+    rows = list(dict.fromkeys(row for by in result["protocols"].values() for row in by))
+    lines = [told(result)] if result["table"] else []
+    for name in metrics.shown(result["task"], result["uneven"]):
+        if columns := cells(result, name):
+            of = f"{result['tested']} test pictures of {result['data']}, {result['labels']} labels"
+            lines += [f"{metrics.WORDS[name]} on {of}", f"{'':12}" + "".join(f"{title:>16}" for title in columns)]
+            lines += [f"{row:12}" + "".join(f"{by.get(row, '-'):>16}" for by in columns.values()) for row in rows]
+    return "\n".join(lines)

@@ -130,6 +130,21 @@ class Recipe:
     # passes over the data between two online probes (kNN on the training labels' held-out part); 0 for none
     probe_epochs: float = 5.0
 
+    # --- labels of a folder of pictures, for the probe; `evaluate` asks for the same (full_ijepa.labels.Table)
+
+    # a table beside the folder (.csv, .tsv, .parquet); what it gives to the test part is not trained on
+    labels: str = ""
+    # its column of classes, numbers or tags; several columns are tags or numbers
+    label_column: tuple[str, ...] = ()
+    # its column of pictures, relative to the folder or to the table; "": one called path, image, file ...
+    path_column: str = ""
+    # its column of patients, slides, cameras ...: a group never lies on both sides of a division
+    group_column: str = ""
+    # its column of "train" and "test"; "": the folders of that name, else a fifth is set aside
+    split_column: str = ""
+    # what labels are, instead of what they look like
+    task: Literal["auto", "classes", "tags", "numbers"] = "auto"
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "micro_batch", "lr", "patch", "groups", "log_every", "keep"):
             value = getattr(self, name)
@@ -157,6 +172,10 @@ class Recipe:
             raise ValueError("fp16 scales the loss for one optimiser, muon is two: choose adamw, bf16 or fp32")
         if any(self.regulariser) and min(self.batch, self.micro_batch) < 2:
             raise ValueError("the regulariser compares images: it needs a micro_batch of at least 2")
+        if self.labels and self.data != "imagenet" and not self.data.startswith("folder:"):
+            raise ValueError(f"a table of labels goes with a folder of pictures (folder:PATH), not with {self.data!r}")
+        if not self.labels and (self.label_column or self.path_column or self.group_column or self.split_column):
+            raise ValueError("columns are those of a table of labels: name it too (labels)")
         if any(side < 1 or side % self.patch for side in self.sides):
             shown = " ".join(map(str, dict.fromkeys(self.sides)))
             raise ValueError(f"image_size {shown} is not a whole number of patches of {self.patch} px")

@@ -42,7 +42,7 @@ ROOMS = {
 # What looks ahead: the welcome, and one widget. The chapters after them may not.
 PREVIEW = {0: {"imagination", "masking", "patches", "recipe"}, 4: {"imagination"}}
 # Chapters build these in the way that is easiest to read, the package in one that is faster.
-SIMPLER = {2: {"Attention"}, 3: {"draw"}, 5: {"ema_update"}, 6: {"IJEPA"}}
+SIMPLER = {2: {"Attention"}, 3: {"draw"}, 5: {"ema_update"}, 6: {"IJEPA"}, 10: {"hold_out", "linear"}}
 HEADINGS = ["you can", "Predict first", "Play", "Exercise", "The whole idea in one cell", "What changed since"]
 PACKAGES = ("toy_ijepa", "full_ijepa")
 LONGEST = 25  # lines of a code cell without blanks
@@ -374,6 +374,21 @@ class TestSimpler:
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
         for a, b in zip(ours.probed.parameters(), theirs.probed.parameters(), strict=True):
             assert torch.allclose(a, b, atol=1e-6)
+
+    def test_linear(self):
+        """The same choice and the same answers; the package can also keep groups together and take tags."""
+        from full_ijepa.data import mix
+        from full_ijepa.evaluate import heads
+
+        names = ("HELD", "RATES", "Verdict", "apply_linear", "fit_linear")
+        known = {name: getattr(heads, name) for name in names}
+        ours, hold_out = built(10, "linear", "hold_out", mix=mix, **known)
+        torch.manual_seed(0)
+        x, y = torch.randn(80, 5), torch.arange(80) % 3
+        for ours_part, theirs_part in zip(hold_out(80, 4), heads.hold_out(80, 4), strict=True):
+            assert ours_part.equal(theirs_part)
+        one, other = ours(x, y, x, 3, epochs=4), heads.linear(x, y, x, 3, epochs=4)
+        assert (one.rate, one.predicted.tolist()) == (other.rate, other.predicted.tolist())
 
     def test_no_simpler_version_is_left_that_is_not_needed(self):
         for chapter, names in SIMPLER.items():

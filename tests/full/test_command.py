@@ -12,7 +12,9 @@ import torch
 
 from full_ijepa.__main__ import main
 from full_ijepa.interop import read_huggingface
+from full_ijepa.labels import Table
 from full_ijepa.recipes.base import Recipe
+from tests.full.conftest import draw_pictures
 from toy_ijepa import weights
 from toy_ijepa.patches import normalise
 
@@ -121,5 +123,51 @@ def test_help_names_every_flag(capsys):
         main(["pretrain", "smoke", "--help"])
     said = capsys.readouterr().out
     fields = [field.name for field in dataclasses.fields(Recipe)]
-    for name in (*fields, "resume", "dry_run", "out", "protocols", "encoder", "labels", "seeds", "to"):
+    assert fields[-6:] == [field.name for field in dataclasses.fields(Table)], "the recipe's are those of evaluate"
+    for name in (*fields, "resume", "dry_run", "out", "protocols", "encoder", "most", "seeds", "to"):
         assert f"--{name.replace('_', '-')}" in said, name
+
+
+def test_tags_of_patients_from_pretrain_to_report(tmp_path, capsys):
+    """A table in one place: the probe of the run, the evaluation and the page speak of the same tags."""
+    root = tmp_path / "scans"
+    draw_pictures(root, 60)
+    lines = [
+        f"{path.relative_to(root).as_posix()},{'|'.join(tags)},p{n % 20}"
+        for n, path in enumerate(sorted((root / "train").rglob("*.png")))
+        if (tags := [path.parent.name, *(["even"] if n % 2 == 0 else [])])
+    ]
+    (tmp_path / "tags.csv").write_text("\n".join(["file,found,patient", *lines]))
+    table = ["--labels", str(tmp_path / "tags.csv"), "--label-column", "found", "--group-column", "patient"]
+    out = tmp_path / "run"
+    flags = ["--image-size", "16", "--batch", "8", "--micro-batch", "8", "--precision", "fp32", "--log-every", "2"]
+    flags += ["--epochs", "1", "--warmup-epochs", "0.1", "--probe-epochs", "0.5", "--workers", "0"]
+    assert main(["pretrain", "smoke", "--out", str(out), "--data", f"folder:{root}", *flags, *table]) == 0
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert "knn" in rows[-1]
+    assert main(["evaluate", str(out)]) == 0, "the recipe has the table"
+    said = capsys.readouterr().out
+    assert "found: 3 tags (across, down, even); divided by a fifth of the groups of 'patient', drawn once" in said
+    for words in ("mean AUROC in % on 12 test pictures", "mean average precision in %", "ijepa ", "random ", "pixels "):
+        assert words in said
+    result = json.loads((out / "evaluation.json").read_text())
+    assert result["pretrained_on"] == 0
+    assert set(result["protocols"]) == {"knn", "linear", "lowshot"}
+    pixels = result["protocols"]["linear"]["pixels"]
+    assert pixels["each_auroc"]["across"] == 100
+    assert pixels["each_auroc"]["even"] < 90, "no picture shows it"
+    assert sum(pixels["each_count"][name] for name in ("across", "down")) == result["tested"] == 12
+    assert main(["doctor", str(out)]) == 0
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    page = Page((tmp_path / "page.html").read_text())
+    for words in ("mean AUROC in %", "test pictures that have it", "divided by a fifth of the groups"):
+        assert words in page.words, words
+    assert any("coloured by the commonest tag" in alt for alt in page.alts)
+    assert not any("confusion" in alt for alt in page.alts)
+
+
+def test_a_number_is_no_table(runs, capsys):
+    assert main(["evaluate", str(runs / "ijepa"), "--labels", "500"]) == 2
+    assert "say --most 500" in capsys.readouterr().err
+    assert main(["evaluate", str(runs / "ijepa"), "--group-column", "patient"]) == 2
+    assert "name it too (--labels FILE)" in capsys.readouterr().err

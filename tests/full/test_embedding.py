@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -203,6 +205,11 @@ def test_every_source_gives_the_same_encoder(tmp_path, recipe, pictures, capsys)
     assert "license: cc-by-4.0" in page
     assert "Not judged yet" in page
     assert f'"batch": {recipe.batch}' in page
+    assert main(["evaluate", str(out), "--protocols", "knn"]) == 0
+    assert main(["export", str(out), "--out", str(tmp_path / "hf")]) == 0
+    page = (tmp_path / "hf" / "README.md").read_text()
+    assert re.search(r"\| accuracy in % \| kNN \|\n.*\n\| ijepa \| [\d.]+ \|\n\| random \|", page), page
+    assert "Nobody has said under which licence" in page
     context = embed(load_encoder(out, "context"), pictures / "test", progress=False)
     assert not torch.allclose(context.values, ours.values, atol=1e-4)
     index = tmp_path / "features.parquet"

@@ -12,6 +12,8 @@ from full_ijepa import evaluate as package
 from full_ijepa.evaluate import evaluate, heads, run
 from full_ijepa.evaluate.features import labelled, pooled, tokens
 from full_ijepa.evaluate.run import few_labels, load_run, nearest
+from full_ijepa.labels import Table
+from full_ijepa.pixels import PHOTOGRAPHS, decoded
 from full_ijepa.recipes import RECIPES
 from full_ijepa.train import pretrain
 from full_ijepa.vit import build_encoder
@@ -57,6 +59,39 @@ def test_choices_do_not_look_at_the_test_set():
     assert torch.equal(first.predicted, second.predicted[:100])
 
 
+def tagged(x: torch.Tensor) -> torch.Tensor:
+    """Three tags of samples: of the first feature, of the second, and nothing that features tell."""
+    return torch.stack([x[:, 0] > 0, x[:, 1] / 10 > 0.8, torch.rand(len(x)) > 0.5], dim=1)
+
+
+def test_each_tag_is_learned_on_its_own():
+    torch.manual_seed(0)
+    x, x_test = (torch.randn(500, 2) * torch.tensor([1.0, 10.0]) for _ in range(2))
+    y, truth = tagged(x), tagged(x_test)
+    found = heads.linear(x, y, x_test, 3)
+    assert found.scores.min() >= 0
+    assert found.scores.max() <= 1
+    right = ((found.scores > 0.5) == truth).double().mean(0)
+    assert (right[:2] > 0.9).all()
+    assert right[2] < 0.65
+    alone = [heads.linear(x, y[:, [n]], x_test, 1, rate=found.rate).scores[:, 0] for n in range(3)]
+    assert torch.allclose(torch.stack(alone, dim=1), found.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["tags", "numbers"])
+def test_attention_reads_tags_and_numbers(task):
+    """In their own units."""
+    torch.manual_seed(0)
+    x, answer = torch.randn(600, 3, 12), torch.randn(600, 2)
+    x[:, :, :2] = answer[:, None]
+    y = answer > 0 if task == "tags" else 100 * answer + 1000
+    scores = heads.attentive(x[:400], y[:400], x[400:], 2, 2, torch.device("cpu"), epochs=40).scores
+    if task == "tags":
+        assert ((scores > 0.5) == y[400:]).double().mean() > 0.85
+    else:
+        assert (scores - y[400:]).square().mean() < 0.3 * y[400:].var()
+
+
 def test_attention_reads_one_token_among_many():
     """The class is in one token at a random place: an average drowns it, attention finds it."""
     generator = torch.Generator().manual_seed(0)
@@ -89,6 +124,13 @@ def test_finetune_moves_a_copy_and_learns(recipe, pictures):
     assert (found.predicted == test.labels).double().mean() > 0.9
 
 
+def test_finetune_predicts_numbers_in_their_unit(recipe, pictures):
+    train, test = (labelled(recipe.data, split, 16) for split in ("train", "test"))
+    y, truth = (100.0 * part.labels[:, None] + 1000 for part in (train, test))
+    found = heads.finetune(build_encoder("toy", 16, 4), train.images(), y, test.images(), 1, recipe, epochs=12)
+    assert (found.scores - truth).abs().mean() < 40
+
+
 def test_layer_decay_reaches_every_parameter_once():
     model = heads.Classifier(build_encoder("toy", 16, 4, positions="fixed"), 2)
     groups = model.groups(0.5)
@@ -107,6 +149,14 @@ def test_ridge_explains_what_is_linear():
     truth = torch.arange(5.0)
     guess, _ = heads.ridge(x, x @ truth + 7, x_test)
     assert torch.allclose(guess, x_test @ truth + 7, atol=0.2)
+
+
+def test_ridge_takes_columns_in_any_unit():
+    torch.manual_seed(0)
+    x, x_test = torch.randn(300, 5), torch.randn(200, 5)
+    weight = torch.randn(5, 2) * torch.tensor([1e-3, 1e3])
+    guess, _ = heads.ridge(x, x @ weight, x_test)
+    assert (((guess - x_test @ weight) / (x_test @ weight).std(0)).abs() < 0.02).all()
 
 
 def test_few_labels():
@@ -191,7 +241,7 @@ def test_target_and_context_encoders_are_told_apart(trained, monkeypatch):
 
 def test_transfer_and_other_protocols_are_kept_apart(trained):
     (trained / "evaluation.json").unlink(missing_ok=True)
-    evaluate(trained, ["knn"], data="shapes", labels=300)
+    evaluate(trained, ["knn"], data="shapes", most=300)
     assert (trained / "evaluation-shapes.json").exists()
     assert not (trained / "evaluation.json").exists()
     evaluate(trained, ["knn"])
@@ -234,3 +284,37 @@ def test_what_cannot_be_judged_is_said(trained, tmp_path):
         Image.new("RGB", (16, 16), (n, n, n)).save(loose / f"{n}.png")
     with pytest.raises(DataError, match="no classes"):
         evaluate(trained, ["knn"], data=f"folder:{loose}")
+
+
+def test_a_table_of_numbers(trained, pictures, tmp_path):
+    """The labels are a picture's mean brightness; folders divide, and each protocol speaks of R2."""
+    paths = sorted(pictures.rglob("*.png"))
+    shades = decoded([(p, "") for p in paths], (), None, PHOTOGRAPHS, False).images.float().mean((1, 2, 3)).tolist()
+    lines = [f"{p.relative_to(pictures)},{shade:.3f}" for p, shade in zip(paths, shades, strict=True)]
+    (tmp_path / "shade.csv").write_text("\n".join(["image,shade", *lines]))
+    table = Table(str(tmp_path / "shade.csv"), ("shade",))
+    found = evaluate(trained, ["knn", "linear", "lowshot", "attentive"], table=table, seeds=(0, 1))
+    assert (found["task"], found["pretrained_on"], found["labels"], found["tested"]) == ("numbers", 0, 60, 60)
+    pixels = found["protocols"]["linear"]["pixels"]
+    assert pixels["r2"] > 50
+    assert pixels["mae"] < 3
+    assert set(pixels["spread"]) == {"r2", "mae", "rate", "r2_last4", "rate_last4"}
+    assert "accuracy" not in found["protocols"]["attentive"]["ijepa"]
+    text = package.table(found)
+    assert text.startswith("shade: numbers; divided by the folders train and test\nR2 in % on 60 test pictures")
+    for words in ("ridge", "10% of labels", "mean absolute error on"):
+        assert words in text
+
+
+def test_uneven_classes_show_balanced_accuracy(trained, pictures, tmp_path):
+    """Beside accuracy; what lies in train is warned of where the table divides otherwise than the folders."""
+    paths = sorted((pictures / "train").rglob("*.png"))
+    lines = [f"{p.relative_to(pictures)},{'across' if 'across' in p.parts else 'down'}" for p in paths]
+    few = [line for n, line in enumerate(lines) if line.endswith("down") or n % 3 == 0]
+    (tmp_path / "few.csv").write_text("\n".join(["image,way", *few]))
+    with pytest.warns(UserWarning, match="8 of 8 test pictures were pre-trained on, without their labels"):
+        found = evaluate(trained, ["knn"], table=Table(str(tmp_path / "few.csv"), ("way",)))
+    assert (found["uneven"], found["pretrained_on"]) == (True, 8)
+    text = package.table(found)
+    assert "\nbalanced accuracy in % on 8 test pictures" in text
+    assert found["protocols"]["knn"]["pixels"]["balanced_accuracy"] == 100
