@@ -28,7 +28,6 @@ from full_ijepa.methods import IJEPA
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError
-from toy_ijepa.masking import STRATEGIES
 from toy_ijepa.training import History
 
 STYLE = """
@@ -109,7 +108,7 @@ def pictures_of(out: Path, name: str) -> list[str]:
         return [f"<p>No pictures: {html.escape(str(error))}</p>"]
     found, some = [], test.images()[:SHOWN]
     if isinstance(method, IJEPA):
-        drawn = STRATEGIES[recipe.masks](SHOWN, method.encoder.grid, generator=torch.Generator().manual_seed(0))
+        drawn = method.sample(SHOWN, method.encoder.grid, generator=torch.Generator().manual_seed(0))
         words = (
             "Pictures, their masks (context green, targets coloured, neither grey), and what the context encoder sees"
         )
