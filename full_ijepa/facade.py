@@ -177,7 +177,11 @@ class JEPAConfig:
             setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.said[settled(name, value)] = tuple(value) if isinstance(value, list) else value
+        first = settled(name, value)
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(pair := NAMES[first].default, tuple) and not (isinstance(value, tuple) and len(value) == 2):
+            raise ValueError(f"{name}={value!r} is not two numbers, as {pair} is")
+        self.said[first] = value
 
     def __getattr__(self, name: str) -> Any:
         if name not in NAMES:
@@ -223,7 +227,7 @@ class JEPAConfig:
             momentum=self.momentum,
             clip=self.clip_grad or 0.0,
             seed=self.seed,
-            precision={None: "auto", True: "bf16", False: "fp32"}[self.use_bfloat16],
+            precision="auto" if self.use_bfloat16 is None else "bf16" if self.use_bfloat16 else "fp32",
             checkpointing=self.gradient_checkpointing,
             checkpoint_epochs=self.save_ckpt_freq,
         )
@@ -244,8 +248,10 @@ def data_of(config: JEPAConfig) -> str:
     """`Recipe.data` of dataset, root_path and image_folder. Raises ValueError for a folder that is not there."""
     name = lookup(SETS, str(config.dataset).lower(), "dataset")
     if config.root_path is None:
-        if name == "imagefolder":
-            raise ValueError('dataset "imagefolder" needs root_path, the folder that holds image_folder')
+        if name == "imagefolder" or config.image_folder != "train":
+            raise ValueError(
+                f"{name}: image_folder {config.image_folder!r} is a folder in root_path, which is not said"
+            )
         return name
     if name not in ("imagefolder", "imagenet"):
         raise ValueError(f"root_path is for imagefolder and imagenet; {name} is looked for in the folder IJEPA_DATA")
@@ -282,12 +288,12 @@ def least_of(config: JEPAConfig, whole: bool) -> int | None:
     """
     if config.min_keep is None or not whole:
         return None if config.min_keep is None else config.min_keep + 1
-    grid = config.image_size // config.patch_size
-    patches = max(round(grid * min(config.enc_mask_scale) ** 0.5), 1) ** 2
+    side, low = config.image_size // config.patch_size, min(config.enc_mask_scale)
+    patches = max(round(side * low**0.5), 1) ** 2
     if patches <= config.min_keep:
         raise ValueError(
-            f"a context of {patches} patches (enc_mask_scale {min(config.enc_mask_scale)} of {grid}x{grid}) "
-            f"does not keep more than min_keep {config.min_keep}"
+            f"a context of {patches} patches (enc_mask_scale {low} of {side}x{side}) does not keep more than min_keep "
+            f"{config.min_keep}"
         )
     return None
 

@@ -161,8 +161,10 @@ def test_folders(tmp_path, pictures):
     assert data(dataset="imagefolder", root_path=pictures, image_folder="test") == f"folder:{pictures / 'test'}"
     assert data(dataset="ImageNet1k") == "imagenet"
     assert data(dataset="imagenet", root_path=pictures) == f"folder:{pictures}"
-    with pytest.raises(ValueError, match="needs root_path"):
+    with pytest.raises(ValueError, match="imagefolder: image_folder 'train' is a folder in root_path, which is not"):
         data(dataset="imagefolder")
+    with pytest.raises(ValueError, match="cifar10: image_folder 'mine' is a folder in root_path"):
+        data(dataset="cifar10", image_folder="mine")
     with pytest.raises(ValueError, match=f"no folder {tmp_path / 'train'}"):
         data(dataset="imagefolder", root_path=tmp_path)
     with pytest.raises(ValueError, match="cifar10 is looked for in the folder IJEPA_DATA"):
@@ -196,6 +198,12 @@ def test_rates_and_batches(monkeypatch):
         changed(epochs=20)
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert JEPAConfig(**BASE, accum_iter=2).recipe().batch == 64 * 2 * 3
+
+
+def test_ranges_are_two_numbers():
+    for value in (0.996, (0.996,), (0.9, 0.99, 1.0)):
+        with pytest.raises(ValueError, match=r"momentum=.* is not two numbers, as \(0.996, 1.0\) is"):
+            JEPAConfig(momentum=value)
 
 
 def test_min_keep_is_more_than():
@@ -251,7 +259,7 @@ def test_the_table_is_made_of_the_code():
     assert table() in JEPAConfig.__doc__
     readme = (ROOT / "README.md").read_text()
     assert "full_ijepa/facade.py" in readme
-    assert 'create_model("jepa"' in readme
+    assert "full_ijepa.create_model(" in readme
 
 
 def test_the_package_imports_no_more_than_before():
