@@ -1,4 +1,4 @@
-"""The toy's mask strategies at scale: drawn on the device, and contexts of different sizes without padding.
+"""The toy's mask strategies and one more at scale: drawn on the device, contexts of different sizes without padding.
 
 The contexts of a batch differ in size: targets overlap each other and stick out of the context block more or less. One
 tensor needs one size. There are four ways out:
@@ -18,10 +18,14 @@ times as much with padding and an attention mask.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from toy_ijepa.masking import STRATEGIES, Grid, Masks, strategy
+from toy_ijepa import masking as toy
+from toy_ijepa.masking import MAX_TRIES, Grid, Masks, Range, block_size, fill, marked, uniform
+from toy_ijepa.recipe import lookup
 
 UNEVEN = ("multiblock", "complement", "single_block")  # strategies whose contexts differ in size within a batch
 NOTHING = -1  # fills up the rows of contexts that are not cut
@@ -36,19 +40,67 @@ def keep_all(allowed: Tensor, count: int, generator: torch.Generator | None) -> 
     return index.masked_fill(torch.arange(index.shape[1]) >= room[:, None], NOTHING)
 
 
+def places(grid: Grid, size: tuple[int, int]) -> Tensor:
+    """Patch numbers of a block of `size` at every place where it fits: (places, patches of the block)."""
+    top, left = torch.arange(grid[0] - size[0] + 1), torch.arange(grid[1] - size[1] + 1)
+    return fill((top[:, None] * grid[1] + left).flatten(), grid, size)
+
+
+def small_context(
+    batch: int,
+    grid: Grid,
+    *,
+    targets: int = 4,
+    target_scale: Range = (0.15, 0.2),
+    target_aspect: Range = (0.75, 1.5),
+    context_scale: Range = (0.15, 0.2),
+    generator: torch.Generator | None = None,
+) -> Masks:
+    """One small block as context and `targets` blocks elsewhere: much is predicted from a sixth of the picture.
+
+    Options as in `toy_ijepa.masking.multiblock`, but no target overlaps the context, which stays whole: contexts of a
+    batch have one size and none is cut. The context lies evenly wherever it leaves room for a target, each target
+    evenly wherever it leaves the context alone. Sizes that leave no such place are drawn again.
+    Raises ValueError if a range is wrong, or if in MAX_TRIES draws no target had room beside the context.
+    Source: the documentation of TorchWM (github.com/ParamThakkar123/torchwm, docs/source/jepa.md, "Masking").
+    """
+    ranges = dict(target_scale=target_scale, target_aspect=target_aspect, context_scale=context_scale)
+    toy.check(batch, grid, targets, None, **ranges)
+    N = grid[0] * grid[1]
+    for _ in range(MAX_TRIES):
+        size = block_size(grid, uniform(*target_scale, generator), uniform(*target_aspect, generator))
+        side = uniform(*context_scale, generator) ** 0.5
+        outer = max(round(grid[0] * side), 1), max(round(grid[1] * side), 1)
+        seen, hidden = places(grid, outer), places(grid, size)  #                           (A, K) and (P, T)
+        apart = marked(seen, N).float() @ marked(hidden, N).float().T == 0  #               (A, P)
+        room = apart.any(1).nonzero().flatten()
+        if len(room):
+            where = room[torch.randint(len(room), (batch,), generator=generator)]  #        (B,)
+            which = torch.multinomial(apart[where].float(), targets, replacement=True, generator=generator)  # (B, M)
+            return Masks(seen[where], hidden[which])
+    raise ValueError(
+        f"a context of {outer[0]}x{outer[1]} patches leaves no room for a target of {size[0]}x{size[1]} on a "
+        f"{grid[0]}x{grid[1]} grid ({MAX_TRIES} draws); use smaller ones, or masks multiblock"
+    )
+
+
+STRATEGIES = toy.STRATEGIES | {"small_context": small_context}
+
+
 def sample(
-    name: str, batch: int, grid: Grid, generator: torch.Generator, groups: int = 1
+    name: str, batch: int, grid: Grid, generator: torch.Generator, groups: int = 1, **options: Any
 ) -> list[tuple[Tensor, Masks]]:
     """Masks of a batch drawn on the generator's device, in at most `groups` groups of similar context size.
 
+    options  keyword arguments of the strategy (`Recipe.mask_options`)
     Each group is (numbers of its images, their masks); the groups together hold every image once.
     Raises ValueError as the strategy does.
     """
+    strategy = lookup(STRATEGIES, name, "mask strategy")
     with generator.device:  # factory functions make their tensors there
         if groups == 1 or name not in UNEVEN:
-            drawn = strategy(name)(batch, grid, generator=generator)
-            return [(torch.arange(batch), drawn)]
-        return grouped(STRATEGIES[name](batch, grid, generator=generator, pick=keep_all), groups)
+            return [(torch.arange(batch), strategy(batch, grid, generator=generator, **options))]
+        return grouped(strategy(batch, grid, generator=generator, pick=keep_all, **options), groups)
 
 
 def grouped(masks: Masks, groups: int) -> list[tuple[Tensor, Masks]]:

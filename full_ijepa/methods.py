@@ -9,6 +9,9 @@ the choices of a recipe.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from full_ijepa.vit import Encoder, Stack, build_encoder, compile_blocks
 from toy_ijepa import jepa, mae
 from toy_ijepa.masking import random
 from toy_ijepa.predictor import Predictor
+from toy_ijepa.recipe import lookup
 
 PIXEL_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss}
 
@@ -26,9 +30,19 @@ PIXEL_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss}
 class IJEPA(jepa.IJEPA):
     """The toy's I-JEPA with masks drawn on the device and contexts in groups of similar size."""
 
-    def __init__(self, encoder: Encoder, predictor: Predictor, *, groups: int, masks: str, **options) -> None:
-        super().__init__(encoder, predictor, masks=masks, **options)
-        self.masks, self.groups = masks, groups
+    def __init__(
+        self,
+        encoder: Encoder,
+        predictor: Predictor,
+        *,
+        groups: int,
+        masks: str,
+        mask_options: dict[str, Any] | None = None,
+        **options,
+    ) -> None:
+        super().__init__(encoder, predictor, **options)
+        self.masks, self.mask_options, self.groups = masks, mask_options or {}, groups
+        self.sample = partial(lookup(masking.STRATEGIES, masks, "mask strategy"), **self.mask_options)
         self.train()
 
     def train(self, mode: bool = True) -> IJEPA:
@@ -40,7 +54,7 @@ class IJEPA(jepa.IJEPA):
     def step_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of a batch under freshly drawn masks."""
         B = len(images)
-        drawn = masking.sample(self.masks, B, self.encoder.grid, generator, self.groups)
+        drawn = masking.sample(self.masks, B, self.encoder.grid, generator, self.groups, **self.mask_options)
         if len(drawn) == 1:
             return self(images, drawn[0][1]).loss
         found = [self.predict(images[rows], masks) for rows, masks in drawn]
@@ -85,6 +99,7 @@ def build(recipe: Recipe) -> IJEPA | MAE:
             helper,
             groups=recipe.groups,
             masks=recipe.masks,
+            mask_options=recipe.mask_options,
             loss=recipe.loss_name,
             momentum=recipe.momentum,
             regulariser=recipe.regulariser,

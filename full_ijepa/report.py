@@ -30,7 +30,6 @@ from full_ijepa.metrics import WORDS, shown
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError
-from toy_ijepa.masking import STRATEGIES
 from toy_ijepa.training import History
 
 STYLE = """
@@ -115,7 +114,7 @@ def pictures_of(out: Path, name: str, evaluation: dict[str, Any]) -> list[str]:
     pixels, found, some = recipe.pixels, [], test.images()[:SHOWN]
     seen = pixels.shown(some)
     if isinstance(method, IJEPA):
-        drawn = STRATEGIES[recipe.masks](SHOWN, method.encoder.grid, generator=torch.Generator().manual_seed(0))
+        drawn = method.sample(SHOWN, method.encoder.grid, generator=torch.Generator().manual_seed(0))
         words = (
             "Pictures, their masks (context green, targets coloured, neither grey), and what the context encoder sees"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from full_ijepa.pixels import Pixels, both
 
@@ -70,8 +70,18 @@ class Recipe:
 
     # --- masks (I-JEPA)
 
-    # a name of toy_ijepa.masking.STRATEGIES; the others are for comparison
-    masks: Literal["multiblock", "complement", "single_block", "random", "released"] = "multiblock"
+    # a name of full_ijepa.masking.STRATEGIES; all but the first are for comparison
+    masks: Literal["multiblock", "complement", "single_block", "random", "released", "small_context"] = "multiblock"
+    # blocks to predict; None here and below: what the strategy has, for multiblock the paper's four
+    targets: int | None = None
+    # share of the picture that a block to predict covers; multiblock's is the paper's 0.15-0.2
+    target_scale: tuple[float, float] | None = None
+    # height/width of a block to predict; multiblock's is the paper's 0.75-1.5
+    target_aspect: tuple[float, float] | None = None
+    # share of the picture that the context block covers before targets leave it; multiblock's is the paper's 0.85-1
+    context_scale: tuple[float, float] | None = None
+    # a picture left with fewer context patches is drawn again; multiblock's is a sixteenth of the patches
+    min_context: int | None = None
     # contexts of different sizes are cut to the smallest of their group; more groups keep more patches
     groups: int = 4
     # I-JEPA: "smooth_l1" (released code, "auto") or "l2" (paper); MAE: "l2" (paper, "auto") or "l1"
@@ -154,10 +164,12 @@ class Recipe:
             raise ValueError(f"batch {self.batch} is not a whole number of micro-batches of {self.micro_batch}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"a warm-up of {self.warmup_epochs} epochs does not end within {self.epochs} epochs")
-        for name, top in (("crop_scale", 1.0), ("crop_aspect", math.inf)):
-            low, high = getattr(self, name)
+        tops = dict(crop_scale=1.0, crop_aspect=math.inf, target_scale=1.0, target_aspect=math.inf, context_scale=1.0)
+        for name, top in tops.items():
+            low, high = getattr(self, name) or (1.0, 1.0)  # None: the mask strategy's own
             if not 0 < low <= high <= top:
                 raise ValueError(f"{name} {low} {high} is not a range within (0, {top}]")
+        self.check_masks()
         for name in ("momentum", "weight_decay"):
             if not all(0 <= value <= 1 for value in getattr(self, name)):
                 raise ValueError(f"{name} {getattr(self, name)} is not within [0, 1]")
@@ -197,6 +209,23 @@ class Recipe:
         known = Pixels(self.channels or 3, "uint8" if self.depth == "auto" else self.depth, stack=self.stack)
         return replace(known, mean=self.mean, std=self.std) if self.mean else known
 
+    def check_masks(self) -> None:
+        """Raise ValueError for counts below 1, and for what the mask strategy does not let one choose."""
+        for name in ("targets", "min_context"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} {count} must be at least 1")
+        for name, has in FIXED.get(self.masks, {}).items():
+            asked = getattr(self, name)
+            if asked not in (None, has):
+                told = f"always have {name} {has}" if has else f"have no {name}"
+                raise ValueError(f"masks {self.masks} {told}: {asked} cannot be chosen; multiblock takes all of these")
+
+    @property
+    def mask_options(self) -> dict[str, Any]:
+        """Keyword arguments of the mask strategy: what the recipe says and the strategy lets one choose."""
+        free = [name for name in MASK_OPTIONS if name not in FIXED.get(self.masks, {})]
+        return {name: value for name in free if (value := getattr(self, name)) is not None}
+
     @property
     def loss_name(self) -> str:
         """The loss by name, "auto" resolved."""
@@ -215,3 +244,16 @@ class Recipe:
     def replace(self, **changes) -> Recipe:
         """The same recipe with other values. Raises ValueError if they do not fit together."""
         return dataclasses.replace(self, **changes)
+
+
+# What a mask strategy has no choice of: the value that it always has, None where the word means nothing to it. What is
+# not listed here is a keyword argument of the strategy (tests/full/test_masking.py compares).
+FIXED: dict[str, dict[str, object]] = {
+    "multiblock": {},
+    "complement": dict(context_scale=(1.0, 1.0)),
+    "single_block": dict(targets=1, context_scale=(1.0, 1.0)),
+    "random": dict(targets=1, target_aspect=None, context_scale=None, min_context=None),
+    "released": {},
+    "small_context": dict(min_context=None),
+}
+MASK_OPTIONS = ("targets", "target_scale", "target_aspect", "context_scale", "min_context")
