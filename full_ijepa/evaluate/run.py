@@ -206,12 +206,14 @@ TITLES = dict(zip(PROTOCOLS, PROTOCOLS, strict=True)) | dict(  # what the accura
 )
 
 
-def load_run(out: Path, device: torch.device | str = "cpu") -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
-    """Recipe, method and step of a run's newest whole checkpoint. Raises CheckpointError if there is none."""
-    found = checkpoint.newest(out / "checkpoints")
-    if found is None:
-        raise checkpoint.CheckpointError(f"no checkpoint in {out / 'checkpoints'}; is {out} the --out of a pretrain?")
-    weights, about, _ = found
+def load_run(
+    out: Path, device: torch.device | str = "cpu", which: str = "last"
+) -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
+    """Recipe, method and step of a run's checkpoint: "last" (the newest whole one), "best", or a step's number.
+
+    Raises CheckpointError if there is none.
+    """
+    weights, about = checkpoint.choose(out / "checkpoints", which)
     recipe = Recipe.read(about["recipe"])
     step = methods.Step(methods.build(recipe.replace(compile=False)))
     checkpoint.restore(step, [], weights)
@@ -227,6 +229,7 @@ def evaluate(
     labels: int | None = None,
     seeds: Iterable[int] = (0,),
     device: str = "auto",
+    which: str = "last",
 ) -> dict[str, Any]:
     """Judge a run by one protocol after another, beside a random encoder and pixels; writes OUT/evaluation.json.
 
@@ -234,6 +237,7 @@ def evaluate(
     encoder  I-JEPA's "target" encoder (default) or its "context" encoder; MAE has one
     labels   at most so many labelled training pictures, drawn at random
     seeds    of heads, of the random encoder and of what is held out; mean and spread are reported
+    which    the checkpoint, as `load_run` takes it; others than the last write OUT/evaluation-WHICH.json
     Raises ValueError for an unknown protocol, a run without checkpoints, or data without classes.
     """
     chosen = {name: lookup(PROTOCOLS, name, "protocol") for name in protocols}
@@ -241,7 +245,7 @@ def evaluate(
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no GPU that torch can use here: leave out --device, or give cpu")
-    recipe, method, step = load_run(out, where)
+    recipe, method, step = load_run(out, where, which)
     name, side = data or recipe.data, recipe.image_size
     train, test = labelled(name, "train", side, labels), labelled(name, "test", side)
     own = method.probed if encoder == "target" else method.encoder
@@ -257,6 +261,7 @@ def evaluate(
     result = dict(
         run=str(out),
         step=step,
+        checkpoint=which,
         data=name,
         encoder=encoder,
         labels=len(train),
@@ -265,7 +270,7 @@ def evaluate(
         seeds=seeds,
         protocols={p: {row: summary(found) for row, found in by.items()} for p, by in rows.items()},
     )
-    suffix = "" if name == recipe.data else f"-{Path(name).name}"
+    suffix = suffix_of(which) + ("" if name == recipe.data else f"-{Path(name).name}")
     target = out / f"evaluation{suffix}{'' if encoder == 'target' else '-context'}.json"
     if target.exists():  # other protocols of the same encoder, step and data stay
         before = json.loads(target.read_text())
@@ -275,6 +280,11 @@ def evaluate(
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(target)
     return result
+
+
+def suffix_of(which: str) -> str:
+    """What the names of files about another checkpoint than the last end with."""
+    return "" if which == "last" else f"-{which}"
 
 
 def fresh(recipe: Recipe, seed: int) -> Encoder:
@@ -302,5 +312,6 @@ def table(result: dict[str, Any]) -> str:
             text = f"{by[row]['accuracy']:.1f}" if row in by else "-"
             cells.append(f"{text + (f' +- {spread:.1f}' if spread is not None else ''):>16}")
         lines.append(f"{row:12}" + "".join(cells))
-    note = f"accuracy in % on {result['tested']} test pictures of {result['data']}, {result['labels']} labels"
+    judged = f"{result['tested']} test pictures of {result['data']}, {result['labels']} labels"
+    note = f"accuracy in % on {judged}; checkpoint {result['checkpoint']}, step {result['step']}"
     return "\n".join([note, *lines])
