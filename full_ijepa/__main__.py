@@ -25,7 +25,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from full_ijepa import cost, embedding, interop, train
+from full_ijepa import balance, cost, embedding, interop, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
 from full_ijepa import export as graphs
@@ -68,10 +68,16 @@ def pretrain(
         out: folder to write to (default: runs/ and the recipe's method and data)
         resume: "auto" continues from the newest whole checkpoint in --out, or starts if there is none
         device: where to compute; "auto" is the GPU if there is one
-        dry_run: print parameters, FLOPs, memory and time estimated for this device, and train nothing
+        dry_run: print parameters, FLOPs, memory and time estimated for this device, which batch, rate and momentum go
+            together, and train nothing
     """
     if dry_run:
+        pictures = cost.pictures_of(recipe)
         print(cost.estimate(recipe, device))
+        print(f"\nwhat goes together here (full_ijepa/balance.py):\n{balance.table(recipe, pictures)}")
+        for told in balance.odd(recipe, pictures):
+            print(f"warning: {told}")
+        balance.refuse(recipe)
         return 0
     name = recipe.data.removeprefix("folder:").strip("/").replace("/", "-")
     out = out or Path("runs") / f"{recipe.method}-{name}-{recipe.encoder}{recipe.patch}"
@@ -90,6 +96,7 @@ def evaluate(
     most: int | None = None,
     seeds: tuple[int, ...] = (0,),
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    checkpoint: str = "last",
 ) -> int:
     """Judge a run beside a random encoder and pixels; writes RUN/evaluation.json.
 
@@ -102,30 +109,34 @@ def evaluate(
         most: at most so many labelled training pictures
         seeds: several give mean and spread
         device: where to compute
+        checkpoint: "last", "best" (by held-out probe, or by rank without labels) or a step; others than the last write
+            RUN/evaluation-CHECKPOINT.json
     """
-    options = dict(data=data, encoder=encoder, table=table, most=most, seeds=seeds, device=device)
+    options = dict(data=data, encoder=encoder, table=table, most=most, seeds=seeds, device=device, which=checkpoint)
     print(judging.table(judging.evaluate(run, protocols, **options)))
     return 0
 
 
-def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> int:
+def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html"), checkpoint: str = "last") -> int:
     """One self-contained HTML page of one or more runs.
 
     Args:
         runs: the --out of each pretrain
         out: the file to write
+        checkpoint: "last", "best" or a step, for pictures, features and the evaluation that is shown
     """
-    print(f"written: {reporting.write(runs, out)}")
+    print(f"written: {reporting.write(runs, out, checkpoint)}")
     return 0
 
 
-def doctor(run: Positional[Path]) -> int:
+def doctor(run: Positional[Path], checkpoint: str = "last") -> int:
     """Say what is wrong with a run, and what to try.
 
     Args:
         run: the --out of a pretrain
+        checkpoint: whose features are looked at: "last", "best" or a step
     """
-    print(examining.report(examining.chart_of(run)))
+    print(examining.report(examining.chart_of(run, checkpoint)))
     return 0
 
 
@@ -135,6 +146,7 @@ def export(
     encoder: Literal["target", "context"] = "target",
     out: Path | None = None,
     license: str = UNKNOWN,
+    checkpoint: str = "last",
 ) -> int:
     """Write a run's weights for use elsewhere.
 
@@ -146,8 +158,9 @@ def export(
         encoder: which encoder; "released" has both
         out: folder or file to write (default: beside the run's checkpoints)
         license: under which others may use the weights, for the model card in the "huggingface" folder
+        checkpoint: "last", "best" or a step
     """
-    recipe, method, step = load_run(run)
+    recipe, method, step = load_run(run, which=checkpoint)
     chosen = method.probed if encoder == "target" else method.encoder
     target = out or run / DEFAULT_NAMES[to]
     if to == "huggingface":

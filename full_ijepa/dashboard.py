@@ -22,15 +22,15 @@ from torch import Tensor
 
 from full_ijepa import doctor, masking
 from full_ijepa.cost import span
+from full_ijepa.journal import read_rows
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.train import read_rows
 from toy_ijepa import plots
 from toy_ijepa.masking import random
 from toy_ijepa.patches import grid_size
 from toy_ijepa.widgets.view import Explorer, Report, control
 
 CURVES = {
-    "loss": "loss",
+    "loss": "loss (grey: of each place's mean)",
     "lr": "learning rate",
     "momentum": "momentum",
     "std": "feature std",
@@ -39,6 +39,7 @@ CURVES = {
     "position": "share of position",
     "gradient_norm": "gradient norm",
     "images_per_second": "images/s",
+    "waiting": "share of time waiting for data",
 }
 SHOWN = ("loss", "lr", "momentum", "std", "rank", "knn")
 STYLES = ("-", "--", ":", "-.")
@@ -83,9 +84,11 @@ class State:
         last = self.rows[-1]
         left = (self.steps - last["step"]) * last["seconds"] / last["step"]
         probe = next((f", kNN {row['knn']:.1f} %" for row in reversed(self.rows) if "knn" in row), "")
+        mean = f" (each place's mean {last['mean_loss']:.4f})" if "mean_loss" in last else ""
+        best = f", best {found}" if (found := doctor.best_of(self.rows)) else ""
         when = "done" if self.done else f"about {span(left)} left"
         return (
-            f"{self.out.name}: step {last['step']:.0f} of {self.steps}, loss {last['loss']:.4f}{probe}, "
+            f"{self.out.name}: step {last['step']:.0f} of {self.steps}, loss {last['loss']:.4f}{mean}{probe}{best}, "
             f"{last['images_per_second']:.0f} images/s, {when}"
         )
 
@@ -134,6 +137,9 @@ class DashboardModel:
                 points = state.points(name)
                 style = STYLES[number % len(STYLES)]
                 ax.plot(*zip(*points, strict=True) if points else ([], []), style, label=state.out.name)
+            for state in self.states if name == "loss" else ():
+                if points := state.points("mean_loss"):
+                    ax.plot(*zip(*points, strict=True), color="0.6", linewidth=1)
             ax.set_title(CURVES[name], fontsize=9)
             ax.tick_params(labelsize=7)
             if self.curve != "all":

@@ -15,20 +15,24 @@ from statistics import median
 
 import torch
 
-from full_ijepa.checkpoint import CheckpointError
+from full_ijepa import balance
+from full_ijepa.balance import LEFT, momentum_for, rate_for, width_of, workers_advice
+from full_ijepa.checkpoint import Best, CheckpointError
 from full_ijepa.data import probe_set
 from full_ijepa.evaluate.run import fresh, load_run
+from full_ijepa.journal import read_rows
 from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.train import read_rows
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
 from toy_ijepa.probing import features
 
-LEFT = 0.1  # share of the target's random start that may be left at the end
 PLAIN = 0.8  # share of position above which features mostly say where a patch is
 GAIN = 1.0  # points of kNN above a random encoder, below which nothing was learned
 IDLE = 0.01  # share of the peak rate below which nothing moves; a cosine is there for a sixteenth of its length
-REFERENCE = 1e-3, 2048  # AdamW's rate and batch in the released configs; small batches want less
+STARVED = 0.25  # share of the time that steps may wait for pictures
+EXPLAINED = 0.02  # share of the mean predictor's loss that has to be explained away
+STILL = 1e-4  # relative spread of a loss below which it does not move; the luck of masks alone makes hundredths
+BEST = "evaluate, export and report take it with --checkpoint best"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Chart:
     features: Health | None = None
     scores: tuple[float, float] | None = None
     finished: bool = False
+    checkpoint: str = ""  # which one, and its step, where it is not the last
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -73,13 +78,66 @@ def rank(c: Chart) -> Iterator[Finding]:
         yield Finding(
             "low rank",
             f"effective rank {last:.1f}, below {LOW_RANK:g} (a random encoder has about 3)",
-            "raise the momentum, lower lr, or add regulariser 0.1 0.005",
+            because_of_pictures(c) or "raise the momentum, lower lr, or add regulariser 0.1 0.005",
         )
     elif len(ranks) > 4 and ranks[-1] < 0.5 * max(ranks):
+        step = next(row["step"] for row in c.rows if row.get("rank") == max(ranks))
         yield Finding(
             "falling rank",
-            f"effective rank {ranks[-1]:.1f} after a best of {max(ranks):.1f}",
-            "stop where it was best; lower lr or weight decay; add regulariser 0.1 0.005",
+            f"effective rank {ranks[-1]:.1f} after a best of {max(ranks):.1f} at step {step:.0f}",
+            f"stop where it was best ({BEST}); lower lr or weight decay; add regulariser 0.1 0.005",
+        )
+
+
+def falling(c: Chart) -> Iterator[Finding]:
+    """The held-out probe was better before, by more than its doubt, in the last two looks."""
+    looks = [row for row in c.rows if "knn" in row]
+    if len(looks) < 3:
+        return
+    best = max(looks, key=lambda row: row["knn"])
+    if all(row["knn"] < best["knn"] - row["knn_doubt"] for row in looks[-2:]):
+        yield Finding(
+            f"falling since step {best['step']:.0f}",
+            f"kNN {looks[-1]['knn']:.1f} % at step {looks[-1]['step']:.0f}, {best['knn']:.1f} % at step "
+            f"{best['step']:.0f}: more than the doubt of {looks[-1]['knn_doubt']:.1f} points",
+            f"the best checkpoint is kept ({BEST}); a shorter run, a lower lr, or regulariser 0.1 0.005",
+        )
+
+
+def constant(c: Chart) -> Iterator[Finding]:
+    """The loss does not move at all: nothing is trained, or there is nothing left to learn."""
+    late = c.column("loss")[len(c.rows) // 2 :]
+    if len(late) > 4 and max(late) - min(late) <= STILL * abs(max(late)):
+        yield Finding(
+            "constant loss",
+            f"{late[-1]:.6f} in each of the last {len(late)} rows of history, to {STILL:.0e} of it",
+            "see whether pictures differ and whether the rate is above 0; a loss always moves with its masks",
+        )
+
+
+def mean_predictor(c: Chart) -> Iterator[Finding]:
+    """The loss is that of answering with each place's mean, whatever the picture shows."""
+    rows = [row for row in c.rows if "mean_loss" in row and row["epoch"] > 2 * c.recipe.warmup_epochs]
+    late = rows[-max(len(c.rows) // 4, 1) :]
+    if len(late) < 5 or any(c.recipe.regulariser):  # whose terms are in the loss
+        return
+    loss, mean = (median(row[name] for row in late) for name in ("loss", "mean_loss"))
+    if loss > (1 - EXPLAINED) * mean:
+        yield Finding(
+            "no better than the mean",
+            f"loss {loss:.4f} over the last {len(late)} rows; answering with the mean of each place has {mean:.4f}",
+            because_of_pictures(c) or "a longer run; a higher lr if it is below the rule's; a deeper predictor",
+        )
+
+
+def starved(c: Chart) -> Iterator[Finding]:
+    """Steps wait for their pictures."""
+    shares = c.column("waiting")[1:]  # the first row waits for workers to start
+    if len(shares) > 2 and median(shares) > STARVED:
+        yield Finding(
+            "steps wait for pictures",
+            f"{median(shares):.0%} of the time (half of the rows of history have more), above {STARVED:.0%}",
+            workers_advice(c.recipe),
         )
 
 
@@ -131,7 +189,7 @@ def momentum(c: Chart) -> Iterator[Finding]:
         yield Finding(
             "momentum too high for the run length",
             f"after {before} steps {left:.0%} of the target's random start is left (momentum {c.recipe.momentum[0]})",
-            f"a momentum of at most {max(1 - 50 / before, 0):.3f} at the start, or a longer run",
+            f"a momentum of at most {momentum_for(int(before)):.3f} at the start, or a longer run",
         )
 
 
@@ -140,7 +198,7 @@ def rate(c: Chart) -> Iterator[Finding]:
     losses, norms = c.column("loss"), c.column("gradient_norm")
     jumps = [i for i in range(5, len(losses)) if losses[i] > 2 * median(losses[i - 5 : i])]
     cut = sum(n > c.recipe.clip for n in norms[len(norms) // 10 :]) if c.recipe.clip else 0
-    allowed = REFERENCE[0] * (c.recipe.batch / REFERENCE[1]) ** 0.5
+    borne = rate_for(c.recipe.batch, width_of(c.recipe))
     if jumps or cut > 0.5 * len(norms):
         seen = (
             f"the loss doubled at step {c.rows[jumps[0]]['step']}"
@@ -150,7 +208,8 @@ def rate(c: Chart) -> Iterator[Finding]:
         yield Finding(
             "learning rate too high for the batch",
             f"{seen}; lr {c.recipe.lr:.2g} at batch {c.recipe.batch}",
-            f"lr around {allowed:.1g} (the released 1e-3 at batch 2048, scaled by the root), or a longer warm-up",
+            f"lr around {min(borne, c.recipe.lr / 2):.1g} (batch {c.recipe.batch} and ViT-{c.recipe.encoder.upper()} "
+            f"bear about {borne:.1g}), or a longer warm-up",
         )
 
 
@@ -160,8 +219,40 @@ def nothing(c: Chart) -> Iterator[Finding]:
         yield Finding(
             "no better than random",
             f"kNN {c.scores[0]:.1f} %, a random encoder {c.scores[1]:.1f} %",
-            "see the other findings first; then train longer: short runs of I-JEPA look like this before they learn",
+            because_of_pictures(c)
+            or "see the other findings first; then train longer: short runs of I-JEPA look like this before they learn",
         )
+
+
+def sameness(c: Chart) -> Iterator[Finding]:
+    """Pictures without anything in them, or one picture many times."""
+    if seen := alike(c):
+        yield Finding(
+            "pictures too much alike",
+            seen,
+            "look at them: flat ones out, one of each group of copies; a longer run does not help",
+        )
+
+
+def alike(c: Chart) -> str:
+    """What the run found in its pictures before its first step; "" for histories that do not say."""
+    first = c.rows[0]
+    return balance.alike(first["flat"], first["copies"]) if "flat" in first else ""
+
+
+def best_of(rows: list[dict[str, float]]) -> Best | None:
+    """The best step that a history tells of; None if it was never judged."""
+    for row in reversed(rows):
+        for by in ("knn", "rank"):
+            if f"best_{by}" in row:
+                return Best(int(row["step"]), by, row[f"best_{by}"])
+    return None
+
+
+def because_of_pictures(c: Chart) -> str:
+    """Advice where the pictures are the cause; "" where they are not."""
+    seen = alike(c)
+    return f"other pictures ({seen}); a longer run does not help" if seen else ""
 
 
 def pictures(c: Chart) -> Iterator[Finding]:
@@ -174,15 +265,22 @@ def pictures(c: Chart) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Chart], Iterator[Finding]], ...] = (
+    sameness,
     collapse,
     rank,
+    falling,
     position,
+    constant,
+    mean_predictor,
     schedule,
     momentum,
     rate,
+    starved,
     nothing,
     pictures,
 )
+# Those that a run asks while it trains: cheap, and not said otherwise.
+ON_THE_WAY = falling, constant, mean_predictor, starved
 
 
 def examine(chart: Chart) -> list[Finding]:
@@ -192,9 +290,15 @@ def examine(chart: Chart) -> list[Finding]:
     return [finding for check in CHECKS for finding in check(chart)]
 
 
-def chart_of(out: Path) -> Chart:
-    """A run's history and recipe, its features' health, and kNN of its encoder beside a random one.
+def on_the_way(recipe: Recipe, rows: list[dict[str, float]]) -> list[Finding]:
+    """What a run that still trains should say, from its history alone."""
+    return [finding for check in ON_THE_WAY for finding in check(Chart(recipe, rows))]
 
+
+def chart_of(out: Path, which: str = "last") -> Chart:
+    """A run's history and recipe, the health of a checkpoint's features, and kNN of its encoder beside a random one.
+
+    which  the checkpoint: "last", "best" or a step; the history is the whole run's
     A run without a whole checkpoint is judged by its history alone. Raises ValueError if there is no history.
     """
     try:
@@ -204,14 +308,17 @@ def chart_of(out: Path) -> Chart:
         raise ValueError(f"{out} holds no run ({error}); give the --out of a pretrain") from error
     recipe = Recipe.read(said)
     try:
-        _, method, step = load_run(out)
+        _, method, step = load_run(out, which=which)
     except CheckpointError:
+        if which != "last":
+            raise
         return Chart(recipe, rows)
     epoch = rows[-1]["epoch"] / rows[-1]["step"] if rows else 0.0  # of a step
-    finished = recipe.epochs - step * epoch < epoch
+    finished = recipe.epochs - (step if which == "last" or not rows else rows[-1]["step"]) * epoch < epoch
+    said = "" if which == "last" else f"{which} (step {step})"
     found = probe_set(recipe, 2000)
     if found is None:
-        return Chart(recipe, rows, finished=finished)
+        return Chart(recipe, rows, finished=finished, checkpoint=said)
     bank, bank_labels, queries, labels = found
     with torch.no_grad():
         state = health(method.probed(recipe.pixels.normalise(queries[:256])))
@@ -219,7 +326,7 @@ def chart_of(out: Path) -> Chart:
     for encoder in (method.probed, fresh(recipe, 0)):
         x = [features(encoder, recipe.pixels.scaled(images), batch=100) for images in (bank, queries)]
         scores.append(knn_score(x[0], bank_labels, x[1], labels))
-    return Chart(recipe, rows, state, (scores[0], scores[1]), finished)
+    return Chart(recipe, rows, state, (scores[0], scores[1]), finished, said)
 
 
 def report(chart: Chart) -> str:
@@ -229,7 +336,10 @@ def report(chart: Chart) -> str:
     seen = f"std {state.std:.2f}, effective rank {state.rank:.1f}, share of position {state.position:.0%}"
     if chart.scores:
         seen += f", kNN {chart.scores[0]:.1f} % (random encoder {chart.scores[1]:.1f} %)"
-    lines = [f"{chart.recipe.method} on {chart.recipe.data}, step {last['step']:.0f}: {seen}"]
+    chosen = f", features of checkpoint {chart.checkpoint}" if chart.checkpoint else ""
+    lines = [f"{chart.recipe.method} on {chart.recipe.data}, step {last['step']:.0f}{chosen}: {seen}"]
+    if best := best_of(chart.rows):
+        lines.append(f"best by held-out probe or rank, never by loss: {best} (kept; {BEST})")
     for finding in found:
         lines += ["", f"! {finding.name}", f"  seen  {finding.seen}", f"  try   {finding.advice}"]
     return "\n".join(lines if found else [*lines, "", "nothing wrong was found"])

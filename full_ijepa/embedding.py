@@ -5,7 +5,7 @@ found = embed(encoder, "my/pictures")
 found.values, found.names
 """
 
-# Shape legend:  S pictures  B pictures of a batch  C channels  H,W pixels  h,w grid  N = h*w tokens  D width  Q queries
+# Shape legend:  S pictures  B pictures of a batch  C channels  H,W pixels  h,w grid  N = h*w tokens  D width
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Features:
             raise ValueError(f"{path} holds no features ({error}); expected a file that `embed` wrote") from error
 
     def nearest(self, queries: Tensor, count: int = 5) -> list[list[tuple[str, float]]]:
-        """For each query (Q, D): the names of the `count` nearest pictures and their cosines, best first.
+        """For each query (S, D): the names of the `count` nearest pictures and their cosines, best first.
 
         Features are centred on the mean of those that are searched: without that every cosine is close to 1.
         Raises ValueError if there are not so many, or features are not pooled.

@@ -9,6 +9,7 @@ the choices of a recipe.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,10 +22,20 @@ from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder, Stack, build_encoder, compile_blocks
 from toy_ijepa import jepa, mae
 from toy_ijepa.masking import random
+from toy_ijepa.patches import patchify
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import lookup
 
 PIXEL_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss}
+
+
+def loss_of_mean(truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """The loss of predicting the mean over images of each place, for what has to be predicted (B, N, F).
+
+    The mean is taken from these B images (two at least): the residuals are widened by what that makes them too small.
+    """
+    residual = (truth - truth.mean(0)).float() * (len(truth) / (len(truth) - 1)) ** 0.5
+    return loss(residual, torch.zeros_like(residual)).item()
 
 
 class IJEPA(jepa.IJEPA):
@@ -51,6 +62,12 @@ class IJEPA(jepa.IJEPA):
         self.target.eval()
         return self
 
+    @torch.no_grad()
+    def mean_loss(self, images: Tensor) -> float:
+        """The loss of a predictor that knows places and no picture: it answers with each place's mean feature."""
+        features = self.target(images)  #                                (B, N, D)
+        return loss_of_mean(F.layer_norm(features, features.shape[-1:]), jepa.LOSSES[self.loss])
+
     def step_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of a batch under freshly drawn masks."""
         B = len(images)
@@ -69,6 +86,12 @@ class MAE(mae.MAE):
     def __init__(self, *args, loss: str = "l2", **options) -> None:
         super().__init__(*args, **options)
         self.loss = PIXEL_LOSSES[loss]
+
+    @torch.no_grad()
+    def mean_loss(self, images: Tensor) -> float:
+        """The loss of a decoder that knows places and no picture: it answers with each place's mean patch."""
+        pixels = patchify(images, self.encoder.patch).float()  #         (B, N, C*P*P)
+        return loss_of_mean(F.layer_norm(pixels, pixels.shape[-1:]), self.loss)
 
     def step_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of a batch under freshly drawn masks."""

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from full_ijepa import doctor
 from full_ijepa.cost import span
 from full_ijepa.evaluate.features import Labelled, labelled, pooled
-from full_ijepa.evaluate.run import cells, fresh, load_run, told
+from full_ijepa.evaluate.run import cells, fresh, load_run, suffix_of, told
 from full_ijepa.labels import Table, Task, task_of
 from full_ijepa.methods import IJEPA
 from full_ijepa.metrics import WORDS, shown
@@ -75,7 +76,13 @@ def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
         )
         for name, rows in histories.items()
     }
-    return plots.training_curves(done)
+    figure = plots.training_curves(done)
+    for name, rows in histories.items():  # what a predictor reaches that knows places and no picture
+        told = [(row["step"] / rows[-1]["step"], row["mean_loss"]) for row in rows if "mean_loss" in row]
+        if told:
+            figure.axes[0].plot(*zip(*told, strict=True), color="0.6", linewidth=1, label=f"{name}: mean of each place")
+    figure.axes[0].set_title("loss (grey: predicting the mean of each place)", fontsize=9)
+    return figure
 
 
 def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:
@@ -100,9 +107,9 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:
     return figure
 
 
-def pictures_of(out: Path, name: str, evaluation: dict[str, Any]) -> list[str]:
+def pictures_of(out: Path, name: str, evaluation: dict[str, Any], which: str = "last") -> list[str]:
     """Masks, imagination (I-JEPA) and a t-SNE map of one run; none where its data cannot be had."""
-    recipe, method, _ = load_run(out)
+    recipe, method, _ = load_run(out, which=which)
     said = evaluation.get("table")
     table = Table(**said | dict(label_column=tuple(said["label_column"]))) if said else Table.of(recipe)
     try:
@@ -178,14 +185,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def write(runs: Sequence[Path], target: Path) -> Path:
-    """Write the page of these runs. Raises ValueError if one of them is no run."""
-    charts = {name: doctor.chart_of(out) for name, out in named(runs).items()}
+def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
+    """Write the page of these runs at their last, best or some other checkpoint.
+
+    Raises ValueError if one of them is no run, or has no such checkpoint.
+    """
+    charts = {name: doctor.chart_of(out, which) for name, out in named(runs).items()}
     parts = ["<h1>I-JEPA and MAE: a report</h1>"]
+    judged = f"evaluation{suffix_of(which)}.json"
     evaluations = {
         name: dict(task="classes", uneven=False, table=None) | found  # as files from before tables of labels lack them
         for name, out in named(runs).items()
-        if (found := read_json(out / "evaluation.json"))
+        if (found := read_json(out / judged))
     }
     if evaluations:
         parts += ["<h2>One protocol for all</h2>", scores_tables(evaluations), notes(evaluations)]
@@ -199,7 +210,7 @@ def write(runs: Sequence[Path], target: Path) -> Path:
     for name, out in named(runs).items():
         parts += [f"<h2>{html.escape(name)}</h2>", f"<pre>{html.escape(doctor.report(charts[name]))}</pre>"]
         evaluation = evaluations.get(name, {})
-        parts += pictures_of(out, name, evaluation)
+        parts += pictures_of(out, name, evaluation, which)
         linear = evaluation.get("protocols", {}).get("linear", {})
         own = linear.get(charts[name].recipe.method)
         if own and evaluation["task"] == "classes":
@@ -236,13 +247,17 @@ def notes(evaluations: dict[str, dict[str, Any]]) -> str:
 
 
 def costs(charts: dict[str, doctor.Chart]) -> str:
-    """Steps, time and speed of each run."""
+    """Steps, time and speed of each run, its last loss beside that of each place's mean, and its best step."""
     rows = []
     for name, chart in charts.items():
         last = chart.rows[-1]
         speed = sum(chart.column("images_per_second")) / len(chart.rows)
-        rows.append([name, f"{last['step']:.0f}", f"{last['epoch']:.1f}", span(last["seconds"]), f"{speed:.0f}"])
-    return rows_table(["run", "steps", "epochs", "training time", "images/s"], rows)
+        mean = f"{last['mean_loss']:.4f}" if "mean_loss" in last else "-"
+        waiting = f"{median(chart.column('waiting')):.0%}" if chart.column("waiting") else "-"
+        cells = [f"{last['step']:.0f}", f"{last['epoch']:.1f}", span(last["seconds"]), f"{speed:.0f}", waiting]
+        rows.append([name, *cells, f"{last['loss']:.4f}", mean, str(doctor.best_of(chart.rows) or "-")])
+    head = ["steps", "epochs", "training time", "images/s", "waiting for data", "last loss", "loss of the mean", "best"]
+    return rows_table(["run", *head], rows)
 
 
 def settings(recipe: Recipe) -> str:

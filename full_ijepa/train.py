@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,12 +16,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from full_ijepa import checkpoint, methods
+from full_ijepa import balance, checkpoint, methods
+from full_ijepa.balance import steps_of
 from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, settled, told_plainly, training_set
 from full_ijepa.distributed import World, local_only, share, world
+from full_ijepa.journal import Journal, check_boards
+from full_ijepa.labels import task_of
 from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa.diagnostics import Health, health
@@ -34,6 +34,7 @@ from toy_ijepa.training import NonFiniteLossError, make_optimisers, uses_bf16
 # What the command line leaves with; the README lists them.
 DONE, WRONG_INPUT, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75  # 75: EX_TEMPFAIL, "try again"
 WATCHED = 256  # pictures whose features are watched for collapse
+CROPS = 64  # crops on which predicting each place's mean is tried
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -50,11 +51,6 @@ class Run:
     @property
     def exit_code(self) -> int:
         return {"done": DONE, "stopped": STOPPED, "unsaved": NOT_SAVED}[self.ended]
-
-
-def steps_of(recipe: Recipe, pictures: int) -> int:
-    """Optimiser steps of the whole run. TRAP: schedules count these, never batches."""
-    return max(round(recipe.epochs * pictures / recipe.batch), 1)
 
 
 def set_schedules(optimisers: list[torch.optim.Optimizer], recipe: Recipe, progress: float) -> tuple[float, float]:
@@ -102,62 +98,6 @@ def listening() -> Iterator[Interrupt]:
             signal.signal(number, handler)
 
 
-class Journal:
-    """Recipe and history of a run: one JSON object a line, and TensorBoard beside it.
-
-    A full disk costs rows, not the run.
-    """
-
-    def __init__(self, out: Path, step: int, recipe: Recipe) -> None:
-        self.path, self.rows = out / "history.jsonl", []
-        if self.path.exists():
-            self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        self.board = None
-        try:
-            rows = "".join(json.dumps(row) + "\n" for row in self.rows)
-            for path, text in ((out / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n"), (self.path, rows)):
-                part = path.with_suffix(".part")
-                part.write_text(text)
-                part.replace(path)
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-        except OSError as error:
-            self.excuse(error)
-
-    def add(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            for name, value in row.items():
-                if name != "step" and self.board:
-                    self.board.add_scalar(name, value, int(row["step"]))
-        except OSError as error:
-            self.excuse(error)
-
-    def close(self) -> None:
-        try:
-            if self.board:
-                self.board.close()
-        except OSError as error:
-            self.excuse(error)
-
-    def excuse(self, error: OSError) -> None:
-        warnings.warn(f"history not written: {error}; training goes on", stacklevel=3)
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a history.jsonl. Raises OSError if it cannot be read."""
-    return [row for line in path.read_text().splitlines() if line.strip() and (row := parse(line))]
-
-
-def parse(line: str) -> dict[str, float] | None:
-    """A row of history, None for the half line of a process that was killed while it wrote."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
 class Trainer:
     """One process of a run: model, optimisers and data at some optimiser step."""
 
@@ -173,8 +113,9 @@ class Trainer:
         self.optimisers = make_optimisers(self.model, recipe)
         self.dtype = precision_of(recipe, here.device)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
-        self.watched = watched_pictures(self.data, recipe)
-        self.step, self.seconds = 0, 0.0
+        whole = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
+        self.watched, self.crops = some_pictures(self.data, whole, WATCHED), some_pictures(self.data, recipe, CROPS)
+        self.step, self.seconds, self.waited = 0, 0.0, 0.0
 
     def resume(self, folder: Path) -> list[str]:
         """Continue from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
@@ -210,13 +151,25 @@ class Trainer:
                 failed = str(error)
         return failed
 
+    def save_best(self, folder: Path, best: checkpoint.Best) -> str:
+        """Keep the weights of this step as the best; "" or why not. Every process has to call it."""
+        tensors = checkpoint.collect(self.model, [])
+        try:
+            if self.world.leads:
+                checkpoint.write_best(folder, best, tensors, self.recipe, dict(steps=self.steps))
+        except OSError as error:
+            return str(error)
+        return ""
+
     def take_step(self, batches: Iterator[tuple[Tensor, Any]]) -> tuple[Tensor, Tensor, dict[str, float]]:
         """One optimiser step: loss and gradient norm (on the device), and what the schedules were."""
         progress = self.step / self.steps
         lr, decay = set_schedules(self.optimisers, self.recipe, progress)
         total = torch.zeros((), device=self.world.device)
         for part in range(self.parts):
+            asked = time.perf_counter()
             images, micro = next(batches)
+            self.waited += time.perf_counter() - asked
             with local_only(self.model, part == self.parts - 1):
                 with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     loss = self.model(images, micro.seed) / self.parts
@@ -236,19 +189,21 @@ class Trainer:
         return total, norm, dict(lr=lr, weight_decay=decay, momentum=momentum)
 
     @torch.no_grad()
-    def watch(self) -> dict[str, float]:
-        """Feature std, effective rank and share of position on fixed pictures."""
+    def watch(self) -> tuple[Health, float]:
+        """Health of features on fixed pictures, and the loss of answering with each place's mean on fixed crops."""
         was = self.method.training
         self.method.eval()
-        found = health(self.method.probed(self.watched))
+        found = health(self.method.probed(self.watched)), self.method.mean_loss(self.crops)
         self.method.train(was)
-        return asdict(found)
+        return found
 
 
-def watched_pictures(data: Resident | Stream, recipe: Recipe) -> Tensor:
-    """A few training pictures as the encoder sees them, the same in every process: (WATCHED, C, H, W)."""
-    still = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False, workers=0)
-    still = still.replace(batch=WATCHED, micro_batch=WATCHED)  # at once: either alone may not fit the other's old value
+def some_pictures(data: Resident | Stream, recipe: Recipe, count: int) -> Tensor:
+    """A few training pictures, cropped as the recipe says, the same in every process: (count, C, H, W).
+
+    A set of fewer pictures is gone through again and again, in whole rounds.
+    """
+    still = recipe.replace(batch=count, micro_batch=count, workers=0)
     images, _ = next(data.batches(plan(len(data), still, 0, 1), still))
     return images
 
@@ -260,6 +215,8 @@ def pretrain(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "
     SIGTERM and Ctrl-C save a checkpoint after the current step and return with ended "stopped".
     Raises ValueError for what the caller can mend (CheckpointError and DataError among them), and NonFiniteLossError.
     """
+    balance.refuse(recipe)
+    check_boards(recipe)
     with world(device) as here, listening() as interrupt, told_plainly():
         return Loop(Trainer(recipe, here), out, resume, progress).run(interrupt)
 
@@ -269,7 +226,8 @@ class Loop:
 
     def __init__(self, trainer: Trainer, out: Path, resume: bool, progress: bool) -> None:
         self.trainer, self.out, self.folder = trainer, out, out / "checkpoints"
-        if not resume and checkpoint.written(self.folder):
+        kept = checkpoint.best_of(self.folder)
+        if not resume and (kept or checkpoint.written(self.folder)):
             raise checkpoint.CheckpointError(
                 f"{out} already holds a run; --resume auto continues it, another --out starts a new one"
             )
@@ -283,6 +241,12 @@ class Loop:
             out.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(out, trainer.step, trainer.recipe)
         self.probing = probe_set(trainer.recipe) if trainer.recipe.probe_epochs else None
+        self.judge = "knn" if self.probing else "rank"
+        for path in kept:
+            checkpoint.compare(trainer.recipe, checkpoint.about_of(path), self.folder)
+        self.best = next((best for best in kept.values() if best.by == self.judge), None)
+        # Shares of flat pictures and of copies; a small set is looked at once, not in rounds.
+        self.likeness = balance.likeness(trainer.watched[: len(trainer.data)])
         self.bar = tqdm(
             total=trainer.steps,
             initial=trainer.step,
@@ -293,6 +257,15 @@ class Loop:
         )
         self.unsaved = ""
         self.warned: set[str] = set()
+        if not trainer.step:
+            self.forewarn()
+
+    def forewarn(self) -> None:
+        """What does not go together, before the first step."""
+        t = self.trainer
+        found = [balance.alike(*self.likeness), *balance.odd(t.recipe, len(t.data))]
+        for told in filter(None, [*found, balance.missing_gpu(t.recipe, len(t.data), t.world.device)]):
+            self.say(f"warning: {told}")
 
     def say(self, text: str) -> None:
         if self.trainer.world.leads:
@@ -308,7 +281,7 @@ class Loop:
         batches = t.data.batches(micros, recipe)
         losses: list[Tensor] = []
         begun = mark = time.perf_counter()
-        before, counted = t.seconds, t.step
+        before, counted, waited = t.seconds, t.step, t.waited
         ended: Literal["done", "stopped", "unsaved"] = "done"
         # A non-finite loss is seen at once where looking costs nothing, elsewhere with the next row of history.
         alone = t.world.size == 1 and t.world.device.type == "cpu"
@@ -322,9 +295,10 @@ class Loop:
                 self.bar.update()
                 last = t.step == t.steps
                 if last or t.step % recipe.log_every == 0 or (alone and not loss.isfinite()):
-                    speed = (t.step - counted) * recipe.batch / (time.perf_counter() - mark)
-                    self.log(losses, norm, schedule, speed)
-                    mark, counted = time.perf_counter(), t.step
+                    passed = time.perf_counter() - mark
+                    pace = dict(images_per_second=(t.step - counted) * recipe.batch / passed)
+                    self.log(losses, norm, schedule, pace | dict(waiting=(t.waited - waited) / passed))
+                    mark, counted, waited = time.perf_counter(), t.step, t.waited
                 stop = t.world.any(interrupt.wanted)
                 if stop or last or t.step % self.every(recipe.checkpoint_epochs) == 0:
                     paused = time.perf_counter()
@@ -338,39 +312,80 @@ class Loop:
             self.bar.close()
             if self.journal:
                 self.journal.close()
+        if self.best and t.step == t.steps:
+            self.say(
+                f"best: {self.best} of {t.steps}; --checkpoint best takes it where the last one is taken otherwise"
+            )
         if self.unsaved:
             ended = "unsaved"
             self.say(f"error: the last checkpoint could not be written ({self.unsaved}); free space and --resume auto")
         return Run(self.out, t.step, t.steps, ended, self.journal.rows if self.journal else [])
 
-    def log(self, losses: list[Tensor], norm: Tensor, schedule: dict[str, float], speed: float) -> None:
+    def log(self, losses: list[Tensor], norm: Tensor, schedule: dict[str, float], pace: dict[str, float]) -> None:
         """A row of history; raises NonFiniteLossError if the numbers blew up."""
         t = self.trainer
         loss = t.world.mean(torch.stack(losses).mean().item())
         losses.clear()
         if not math.isfinite(loss):
             self.blown_up(f"the loss is {loss}")
-        found = t.watch()
-        row = dict(step=t.step, epoch=t.step * t.recipe.batch / len(t.data), loss=loss, **schedule)
-        row |= dict(gradient_norm=float(norm), images_per_second=speed, seconds=t.seconds, **found)
-        if self.probing and (t.step == t.steps or t.step % self.every(t.recipe.probe_epochs) < t.recipe.log_every):
-            row["knn"] = self.probe()
+        found, mean_loss = t.watch()
+        row = dict(step=t.step, epoch=t.step * t.recipe.batch / len(t.data), loss=loss, mean_loss=mean_loss, **schedule)
+        row |= dict(gradient_norm=float(norm), seconds=t.seconds, **pace, **asdict(found))
+        due = self.every(t.recipe.probe_epochs or t.recipe.checkpoint_epochs)
+        judged = t.step == t.steps or t.step % due < t.recipe.log_every
+        if judged:
+            row |= self.probe()
+            row |= self.compare(row)
+        if t.step <= t.recipe.log_every:
+            row |= dict(zip(("flat", "copies"), self.likeness, strict=True))
         if t.data.skipped is not None:
             row["skipped"] = len(t.data.skipped.names)
         if self.journal:
             self.journal.add({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})
-        for kind, message in Health(**found).warnings().items():
-            if kind not in self.warned:
-                self.warned.add(kind)
-                self.say(f"warning: {message}")
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s, rank {found['rank']:.1f}")
+        for kind, message in found.warnings().items():
+            self.warn(kind, message)
+        if judged and self.journal:
+            from full_ijepa import doctor  # it opens runs, so it asks this module
 
-    def probe(self) -> float:
-        """kNN (%) on labelled training pictures, part of them held out: accuracy, mean AUROC of tags, R2 of numbers."""
+            for finding in doctor.on_the_way(t.recipe, self.journal.rows):
+                self.warn(finding.name, f"{finding.name}: {finding.seen}; {finding.advice}")
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {pace['images_per_second']:.0f} images/s, rank {found.rank:.1f}")
+
+    def warn(self, kind: str, message: str) -> None:
+        """Say it once in a run."""
+        if kind not in self.warned:
+            self.warned.add(kind)
+            self.say(f"warning: {message}")
+
+    def probe(self) -> dict[str, float]:
+        """kNN (%) on labelled training pictures, part of them held out, and two of its standard errors.
+
+        Accuracy of classes, mean AUROC of tags, R2 of numbers; the doubt is that of an accuracy, at its widest for the
+        other two.
+        """
+        if not self.probing:
+            return {}
         bank, bank_labels, queries, labels = self.probing
         encoder = self.trainer.method.probed
         x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
-        return knn_score(x[0], bank_labels, x[1], labels)
+        found = knn_score(x[0], bank_labels, x[1], labels)
+        right = found / 100 if task_of(labels) == "classes" else 0.5
+        share = (right * len(labels) + 1) / (len(labels) + 2)  # never 0 or 1, where the formula knows no doubt
+        return dict(knn=found, knn_doubt=200 * math.sqrt(share * (1 - share) / len(labels)))
+
+    def compare(self, row: dict[str, float]) -> dict[str, float]:
+        """Keep this step if it is the best so far; what history says of it. Never by loss, which tells nothing."""
+        t = self.trainer
+        now = checkpoint.Best(t.step, self.judge, row[self.judge])
+        better = math.isfinite(now.value) and (self.best is None or now.value > self.best.value)
+        if t.world.any(t.world.leads and better):  # numbers of other processes may differ in the last digit
+            failed = t.save_best(self.folder, now)
+            if failed:
+                self.say(f"warning: the best checkpoint, {now}, was not kept ({failed}); training goes on")
+            else:
+                self.best = now
+        # A run that goes on from before its best step finds it again.
+        return {f"best_{self.judge}": now.value} if self.best and self.best.step == t.step else {}
 
     def save(self, losses: list[Tensor]) -> None:
         """A checkpoint, unless the numbers blew up since the last row."""

@@ -222,12 +222,14 @@ PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
 }
 
 
-def load_run(out: Path, device: torch.device | str = "cpu") -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
-    """Recipe, method and step of a run's newest whole checkpoint. Raises CheckpointError if there is none."""
-    found = checkpoint.newest(out / "checkpoints")
-    if found is None:
-        raise checkpoint.CheckpointError(f"no checkpoint in {out / 'checkpoints'}; is {out} the --out of a pretrain?")
-    weights, about, _ = found
+def load_run(
+    out: Path, device: torch.device | str = "cpu", which: str = "last"
+) -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
+    """Recipe, method and step of a run's checkpoint: "last" (the newest whole one), "best", or a step's number.
+
+    Raises CheckpointError if there is none.
+    """
+    weights, about = checkpoint.choose(out / "checkpoints", which)
     recipe = Recipe.read(about["recipe"])
     step = methods.Step(methods.build(recipe.replace(compile=False)))
     checkpoint.restore(step, [], weights)
@@ -244,6 +246,7 @@ def evaluate(
     most: int | None = None,
     seeds: Iterable[int] = (0,),
     device: str = "auto",
+    which: str = "last",
 ) -> dict[str, Any]:
     """Judge a run by one protocol after another, beside a random encoder and pixels; writes OUT/evaluation.json.
 
@@ -252,6 +255,7 @@ def evaluate(
     table    of labels beside the folder of pictures (default: the one that the recipe names, if it names one)
     most     at most so many labelled training pictures, drawn at random
     seeds    of heads, of the random encoder and of what is held out; mean and spread are reported
+    which    the checkpoint, as `load_run` takes it; others than the last write OUT/evaluation-WHICH.json
     Raises ValueError for an unknown protocol, a run without checkpoints, data without labels, or a table with mistakes.
     """
     chosen = {name: lookup(PROTOCOLS, name, "protocol") for name in protocols}
@@ -259,7 +263,7 @@ def evaluate(
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no GPU that torch can use here: leave out --device, or give cpu")
-    recipe, method, step = load_run(out, where)
+    recipe, method, step = load_run(out, where, which)
     name = data or recipe.data
     if not table and table != NO_TABLE:
         raise ValueError("columns and a task are those of a table of labels: name it too (--labels FILE)")
@@ -282,6 +286,7 @@ def evaluate(
     result = dict(
         run=str(out),
         step=step,
+        checkpoint=which,
         data=name,
         encoder=encoder,
         labels=len(train),
@@ -291,7 +296,7 @@ def evaluate(
         seeds=seeds,
         protocols={p: {row: summary(found) for row, found in by.items()} for p, by in rows.items()},
     )
-    suffix = "" if name == recipe.data else f"-{Path(name).name}"
+    suffix = suffix_of(which) + ("" if name == recipe.data else f"-{Path(name).name}")
     target = out / f"evaluation{suffix}{'' if encoder == 'target' else '-context'}.json"
     if target.exists():  # other protocols of the same encoder, step and data stay
         before = json.loads(target.read_text())
@@ -324,6 +329,11 @@ def about(recipe: Recipe, name: str, table: Table, test: Labelled) -> dict[str, 
             )
     division = labels.read(table, folder_of(name)).division
     return found | dict(table=asdict(table), division=division, pretrained_on=seen)
+
+
+def suffix_of(which: str) -> str:
+    """What the names of files about another checkpoint than the last end with."""
+    return "" if which == "last" else f"-{which}"
 
 
 def fresh(recipe: Recipe, seed: int) -> Encoder:
@@ -376,6 +386,7 @@ def table(result: dict[str, Any]) -> str:
     for name in metrics.shown(result["task"], result["uneven"]):
         if columns := cells(result, name):
             of = f"{result['tested']} test pictures of {result['data']}, {result['labels']} labels"
+            of += f"; checkpoint {result['checkpoint']}, step {result['step']}"
             lines += [f"{metrics.WORDS[name]} on {of}", f"{'':12}" + "".join(f"{title:>16}" for title in columns)]
             lines += [f"{row:12}" + "".join(f"{by.get(row, '-'):>16}" for by in columns.values()) for row in rows]
     return "\n".join(lines)

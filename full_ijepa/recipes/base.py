@@ -137,8 +137,16 @@ class Recipe:
     checkpoint_epochs: float = 1.0
     # checkpoints kept beside the last, oldest deleted first
     keep: int = 2
-    # passes over the data between two online probes (kNN on the training labels' held-out part); 0 for none
+    # passes over the data between two online probes (kNN on the training labels' held-out part); 0 for none. The best
+    # checkpoint is chosen by them, or by effective rank where there are no labels
     probe_epochs: float = 5.0
+    # boards that draw the history: "tensorboard", "wandb", "mlflow", "trackio"; history.jsonl is written in any case
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+
+    # --- what is refused
+
+    # go on although the rate is more than ten times what the batch and the encoder's width bear
+    allow_high_rate: bool = False
 
     # --- labels of a folder of pictures, for the probe; `evaluate` asks for the same (full_ijepa.labels.Table)
 
@@ -164,6 +172,11 @@ class Recipe:
             raise ValueError(f"batch {self.batch} is not a whole number of micro-batches of {self.micro_batch}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"a warm-up of {self.warmup_epochs} epochs does not end within {self.epochs} epochs")
+        if not 0 <= self.final_lr <= self.lr:
+            raise ValueError(
+                f"final_lr {self.final_lr:g} is not between 0 and lr {self.lr:g}: the rate would rise to the end of "
+                "the run. Lower final_lr; the released configs end at a thousandth of the peak"
+            )
         tops = dict(crop_scale=1.0, crop_aspect=math.inf, target_scale=1.0, target_aspect=math.inf, context_scale=1.0)
         for name, top in tops.items():
             low, high = getattr(self, name) or (1.0, 1.0)  # None: the mask strategy's own

@@ -91,6 +91,23 @@ def test_report_is_one_page_with_everything_in_it(runs, tmp_path, capsys):
     assert f"{scores['protocols']['linear']['mae']['accuracy']:.1f}" in page.words
 
 
+def test_the_best_checkpoint_is_judged_shown_and_exported(runs, tmp_path, capsys):
+    """The runs had no probes: their best is that of the highest rank."""
+    out = runs / "mae"
+    assert main(["evaluate", str(out), "--protocols", "knn", "--checkpoint", "best"]) == 0
+    assert "checkpoint best, step 8" in capsys.readouterr().out
+    assert json.loads((out / "evaluation-best.json").read_text())["step"] == 8
+    assert main(["report", str(out), "--checkpoint", "best", "--out", str(tmp_path / "report.html")]) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    assert "features of checkpoint best (step 8)" in page.words
+    assert "loss of the mean" in page.words
+    target = str(tmp_path / "encoder.safetensors")
+    assert main(["export", str(out), "--to", "toy", "--checkpoint", "8", "--out", target]) == 0
+    capsys.readouterr()
+    assert main(["doctor", str(out), "--checkpoint", "7"]) == 2
+    assert "there are last, best and steps 8" in capsys.readouterr().err
+
+
 def test_doctor_speaks(runs, capsys):
     assert main(["doctor", str(runs / "ijepa")]) == 0
     assert re.search(r"step 8: std [\d.]+, effective rank [\d.]+, share of position \d+%", capsys.readouterr().out)
@@ -124,7 +141,8 @@ def test_help_names_every_flag(capsys):
     said = capsys.readouterr().out
     fields = [field.name for field in dataclasses.fields(Recipe)]
     assert fields[-6:] == [field.name for field in dataclasses.fields(Table)], "the recipe's are those of evaluate"
-    for name in (*fields, "resume", "dry_run", "out", "protocols", "encoder", "most", "seeds", "to"):
+    names = (*fields, "checkpoint", "resume", "dry_run", "out", "protocols", "encoder", "most", "seeds", "to")
+    for name in names:
         assert f"--{name.replace('_', '-')}" in said, name
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from full_ijepa.dashboard import CURVES, Dashboard, DashboardModel, State
+from full_ijepa.doctor import best_of
 from full_ijepa.train import pretrain
 
 
@@ -47,6 +48,8 @@ def test_how_far_and_how_long_still(finished, tmp_path, recipe):
     assert whole.done
     assert whole.sentence().endswith("done")
     assert f"kNN {whole.rows[-1]['knn']:.1f} %" in whole.sentence()
+    assert f"(each place's mean {whole.rows[-1]['mean_loss']:.4f})" in whole.sentence()
+    assert f"best {best_of(whole.rows)}" in whole.sentence()
 
 
 def test_a_half_written_row_is_not_an_error(finished, tmp_path):
@@ -81,7 +84,8 @@ def test_every_curve_is_drawn(finished, tmp_path, curve):
     assert len(axes) == (6 if curve == "all" else 1)
     column = "loss" if curve == "all" else curve
     drawn = [line.get_xydata().tolist() for line in axes[0].lines]
-    expected = [[[row["step"], row[column]] for row in s.rows if column in row] for s in model.states]
+    columns = ["loss", "mean_loss"] if column == "loss" else [column]  # what each place's mean reaches, in grey
+    expected = [[[row["step"], row[c]] for row in s.rows if c in row] for c in columns for s in model.states]
     assert drawn == expected
 
 

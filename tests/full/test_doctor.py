@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from full_ijepa import checkpoint
 from full_ijepa.doctor import Chart, chart_of, examine, report
 from full_ijepa.recipes import RECIPES
 from full_ijepa.train import pretrain
@@ -101,6 +104,101 @@ def test_steps_too_large_are_named(healthy):
 
 def test_no_better_than_random_is_named(healthy):
     assert names(replace(healthy, scores=(32.5, 32.0))) == ["no better than random"]
+
+
+def probed(chart: Chart, *scores: float) -> Chart:
+    """The chart with probes at even distances, two standard errors 3 points."""
+    rows = [dict(row) for row in chart.rows]
+    every = len(rows) // len(scores)
+    for n, score in enumerate(scores, 1):
+        rows[n * every - 1] |= dict(knn=score, knn_doubt=3.0)
+    return replace(chart, rows=rows)
+
+
+def test_falling_since_its_best_step_is_named(healthy):
+    assert names(probed(healthy, 40, 50, 48, 48)) == []  #  within the doubt
+    assert names(probed(healthy, 40, 50, 44, 48)) == []  #  one low look may be chance
+    (finding,) = examine(probed(healthy, 40, 52, 45, 44))
+    assert finding.name == "falling since step 1000"
+    assert "44.0 % at step 2000, 52.0 % at step 1000" in finding.seen
+    assert "--checkpoint best" in finding.advice
+    assert names(replace(probed(healthy, 40, 52, 45, 44), finished=False)) == [finding.name]
+
+
+def test_a_loss_that_does_not_move_is_named(healthy):
+    rows = [row | dict(loss=2.302585 + 1e-6 * (n % 2)) for n, row in enumerate(healthy.rows)]
+    assert names(replace(healthy, rows=rows)) == ["constant loss"]
+
+
+def test_a_loss_no_better_than_the_mean_is_named(healthy):
+    with_mean = [row | dict(mean_loss=0.5) for row in healthy.rows]
+    assert names(replace(healthy, rows=with_mean)) == []
+    rows = [row | dict(mean_loss=row["loss"]) for row in healthy.rows]
+    assert names(replace(healthy, rows=rows)) == ["no better than the mean"]
+    penalised = healthy.recipe.replace(regulariser=(0.1, 0.005))  # whose loss is more than that of predicting
+    assert names(replace(healthy, rows=rows, recipe=penalised)) == []
+
+
+def test_steps_that_wait_for_pictures_are_named(healthy):
+    rows = [row | dict(waiting=0.9 if n == 0 else 0.1) for n, row in enumerate(healthy.rows)]
+    assert names(replace(healthy, rows=rows)) == []
+    rows = [row | dict(waiting=0.6) for row in healthy.rows]
+    (finding,) = examine(replace(healthy, rows=rows, recipe=healthy.recipe.replace(workers=0)))
+    assert (finding.name, "60%" in finding.seen) == ("steps wait for pictures", True)
+    assert "(now 0; this machine has" in finding.advice
+
+
+@pytest.mark.parametrize("what", ["flat", "copies"])
+def test_pictures_too_much_alike_are_the_cause(healthy, what):
+    """Then nobody is told to train longer."""
+    rows = [dict(row) for row in healthy.rows]
+    rows[0] |= dict(flat=0.0, copies=0.0) | {what: 0.95}
+    sick = replace(healthy, rows=rows, features=Health(0.5, 1.5, 0.4), scores=(32.5, 32.0))
+    found = {finding.name: finding for finding in examine(sick)}
+    assert list(found) == ["pictures too much alike", "low rank", "no better than random"]
+    for name in ("low rank", "no better than random"):
+        assert "95% of the pictures" in found[name].advice
+        assert "a longer run does not help" in found[name].advice
+    rows[0] |= dict(flat=0.1, copies=0.1)
+    assert "train longer" in examine(replace(sick, rows=rows))[-1].advice
+
+
+def draw_same(root, flat: bool):
+    """Sixty flat pictures, or sixty grainy copies of one, in two class folders."""
+    random, ramp = np.random.default_rng(0), np.linspace(0, 200, 16)[None, :, None]
+    for n in range(60):
+        grain = random.integers(0, 30, (16, 16, 3))
+        picture = np.full((16, 16, 3), 4 * n) if flat else np.broadcast_to(ramp, (16, 16, 3)) + grain
+        for split in ("train", "test"):
+            folder = root / split / "ab"[n % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(folder / f"{n}.png")
+    return root
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_sixty_pictures_alike_are_named_before_the_run_and_after(tmp_path, recipe, capsys, flat):
+    recipe = recipe.replace(data=f"folder:{draw_same(tmp_path / 'same', flat)}", epochs=0.5, warmup_epochs=0.0)
+    out = pretrain(recipe, tmp_path / "run", progress=False).out
+    words = "100% of the pictures looked at " + ("are flat" if flat else "have a near copy")
+    assert f"warning: {words}" in capsys.readouterr().err
+    said = report(chart_of(out))
+    assert "! pictures too much alike" in said
+    assert words in said
+    assert "train longer" not in said
+
+
+def test_the_best_checkpoint_is_looked_at_when_asked(tmp_path, recipe):
+    """Its features, and the history of the whole run."""
+    out = pretrain(recipe.replace(probe_epochs=0.4), tmp_path / "run", progress=False).out
+    (best,) = checkpoint.best_of(out / "checkpoints").values()
+    chart = chart_of(out, "best")
+    assert len(chart.rows) == 15
+    assert chart.finished
+    assert f"features of checkpoint best (step {best.step})" in report(chart)
+    assert f"best by held-out probe or rank, never by loss: {best} (kept" in report(chart)
+    with pytest.raises(ValueError, match="no checkpoint '999'"):
+        chart_of(out, "999")
 
 
 def test_unreadable_pictures_are_named(healthy):

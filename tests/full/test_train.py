@@ -20,9 +20,11 @@ import torch
 from full_ijepa import checkpoint, methods, train
 from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import CheckpointError
-from full_ijepa.data import accumulation
+from full_ijepa.data import Resident, accumulation
+from full_ijepa.journal import read_rows
+from full_ijepa.methods import loss_of_mean
 from full_ijepa.recipes import RECIPES
-from full_ijepa.train import STOPPED, Trainer, pretrain
+from full_ijepa.train import STOPPED, Loop, Trainer, pretrain
 from toy_ijepa.training import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,19 @@ def losses(out: Path) -> list[float]:
 
 def final(out: Path) -> dict[str, torch.Tensor]:
     return checkpoint.read(checkpoint.written(out / "checkpoints")[-1])[0]
+
+
+def rows_of(out: Path) -> list[dict[str, float]]:
+    return read_rows(out / "history.jsonl")
+
+
+def best(out: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.choose(out / "checkpoints", "best")[0]
+
+
+def bests(row: dict[str, float]) -> dict[str, float]:
+    """What a row says about being the best."""
+    return {name: value for name, value in row.items() if name.startswith("best_")}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -74,6 +89,8 @@ def test_interrupted_anywhere_the_run_ends_the_same(tmp_path, recipe, monkeypatc
     assert run(recipe, out, resume=True).ended == "done"
     assert losses(out) == losses(tmp_path / "whole")
     assert same(final(out), final(tmp_path / "whole"))
+    assert same(best(out), best(tmp_path / "whole"))
+    assert [bests(row) for row in rows_of(out)] == [bests(row) for row in whole.rows]
 
 
 @pytest.mark.parametrize(("batch", "micro"), [(6, 3), (5, 5), (1, 1)])
@@ -101,6 +118,127 @@ def test_what_does_not_go_together_is_refused(recipe):
         recipe.replace(regulariser=(0.1, 0.0), batch=1, micro_batch=1)
 
 
+@pytest.mark.parametrize("method", ["ijepa", "mae"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_trainable_tensor_moves_and_the_target_only_follows(name, method):
+    """All recipes at a small size: nothing is left out of the optimisers, nothing but the average moves the target."""
+    small = dict(encoder="toy", predictor_width=24, predictor_depth=2, predictor_heads=2, batch=4, micro_batch=2)
+    small |= dict(compile=False, parallel="ddp", precision="fp32", epochs=4.0, warmup_epochs=0.1, loss="auto")
+    recipe = RECIPES[name].replace(method=method, image_size=5 * RECIPES[name].patch, data="shapes", **small)
+    pictures = torch.randint(0, 256, (12, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
+    with train.world("cpu") as here:
+        trainer = Trainer(recipe, here, Resident(pictures, here.device))
+    batches = trainer.data.batches(train.plan(12, recipe, 0, 3), recipe)
+    trained = {name: p for name, p in trainer.method.named_parameters() if p.requires_grad}
+    held = [p for optimiser in trainer.optimisers for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, trained.values()))
+    without: set[str] = set(trained)
+    hooks = [p.register_post_accumulate_grad_hook(lambda p, n=n: without.discard(n)) for n, p in trained.items()]
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    target = {name: p.clone() for name, p in trainer.method.named_parameters() if name.startswith("target.")}
+    for _ in range(3):
+        momentum = trainer.take_step(batches)[2]["momentum"]
+        for full, p in target.items():
+            p.lerp_(trained[full.replace("target.", "encoder.", 1)].detach(), 1 - momentum)
+    assert len(hooks) == len(trained)
+    assert not without, "no gradient"
+    assert [name for name, p in trained.items() if torch.equal(p, before[name])] == []
+    assert bool(target) == (method == "ijepa")
+    now = dict(trainer.method.named_parameters())
+    for full, p in target.items():
+        assert not now[full].requires_grad
+        assert torch.allclose(now[full], p, atol=1e-7), full
+
+
+def test_the_loss_of_the_mean_is_that_of_the_best_constant(recipe):
+    """For the squared error it is each number's variance; MAE's needs no encoder, I-JEPA's sees the target's."""
+    truth = torch.randn(7, 3, 5) * torch.arange(1.0, 4.0)[:, None] + 9
+    assert loss_of_mean(truth, torch.nn.functional.mse_loss) == pytest.approx(truth.var(0).mean().item(), rel=1e-5)
+    images = torch.randn(1, 3, 16, 16).expand(6, -1, -1, -1)
+    for method in ("ijepa", "mae"):
+        built = methods.build(recipe.replace(method=method)).eval()
+        assert built.mean_loss(images) == pytest.approx(0.0, abs=1e-6)
+        assert built.mean_loss(torch.randn(6, 3, 16, 16)) > 1e-3
+
+
+def scripted(monkeypatch, values: list[float]):
+    """Probes that find these accuracies, one after the other."""
+    found = iter(values)
+    monkeypatch.setattr(Loop, "probe", lambda self: dict(knn=next(found), knn_doubt=2.0))
+
+
+def test_the_best_is_kept_by_probe_although_the_run_goes_on_to_fall(tmp_path, recipe, monkeypatch, capsys):
+    """Probes at every third step; the loss falls all the way."""
+    scripted(monkeypatch, [40.0, 55.0, 54.0, 30.0, 20.0])
+    recipe = recipe.replace(probe_epochs=0.4, checkpoint_epochs=0.1, keep=1)
+    rows = run(recipe, tmp_path / "run").rows
+    assert [(row["step"], bests(row)) for row in rows if bests(row)] == [
+        (3, {"best_knn": 40.0}),
+        (6, {"best_knn": 55.0}),
+    ]
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoint.written(folder)] == [f"step-{n:08}.safetensors" for n in (14, 15)]
+    assert [path.name for path in checkpoint.best_of(folder)] == ["best-00000006.safetensors"]
+    said = capsys.readouterr().err
+    assert "best: step 6 by kNN 55.0 % of 15; --checkpoint best" in said
+    assert said.count("warning: falling since step 6: kNN 20.0 % at step 15, 55.0 % at step 6") == 1
+
+
+def test_a_continued_run_remembers_the_best(tmp_path, recipe, monkeypatch):
+    """Stopped after the best: what comes later is compared with it, not with nothing."""
+    recipe = recipe.replace(probe_epochs=0.4)
+    scripted(monkeypatch, [40.0, 55.0])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        run(recipe, tmp_path / "run")
+    scripted(monkeypatch, [50.0, 54.0, 53.0])
+    run(recipe, tmp_path / "run", resume=True)
+    assert list(checkpoint.best_of(tmp_path / "run" / "checkpoints").values()) == [checkpoint.Best(6, "knn", 55.0)]
+
+
+def test_without_labels_the_best_is_that_of_the_highest_rank(tmp_path, recipe):
+    rows = run(recipe.replace(probe_epochs=0, checkpoint_epochs=0.4), tmp_path / "run").rows
+    highest = max(rows[2::3], key=lambda row: row["rank"])
+    (found,) = checkpoint.best_of(tmp_path / "run" / "checkpoints").values()
+    assert (found.step, found.by) == (highest["step"], "rank")
+    assert found.value == pytest.approx(highest["rank"], abs=1e-6)
+
+
+def test_a_best_alone_is_not_trained_over(tmp_path, recipe, monkeypatch):
+    """A run killed after its first probe and before its first checkpoint."""
+    run(recipe, tmp_path / "run")
+    for path in checkpoint.written(tmp_path / "run" / "checkpoints"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        run(recipe, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"lr 0.001 there, 0.002 here"):
+        run(recipe.replace(lr=2e-3), tmp_path / "run", resume=True)
+    assert run(recipe, tmp_path / "run", resume=True).ended == "done"
+
+
+def test_what_is_far_off_is_refused_before_anything_is_written(tmp_path, recipe, capsys):
+    with pytest.raises(ValueError, match=r"lr 0.05 is 60 times the 0.0008 .*--allow-high-rate"):
+        run(recipe.replace(lr=0.05), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"final_lr 0.01 is not between 0 and lr 0.001"):
+        recipe.replace(final_lr=0.01)
+    assert not (tmp_path / "run").exists()
+    short = recipe.replace(lr=0.05, allow_high_rate=True, epochs=0.2, warmup_epochs=0.0)
+    assert run(short, tmp_path / "run").ended == "done"
+    assert "warning: lr 0.05 is 60.0 times the 0.0008" in capsys.readouterr().err
+
+
+def test_what_does_not_go_together_is_named_before_the_first_step(tmp_path, recipe, capsys):
+    """Once: a run that goes on has been told."""
+    recipe = recipe.replace(momentum=(0.9999, 1.0), compile=True, epochs=0.3, warmup_epochs=0.0, checkpoint_epochs=0.1)
+    with train.world("cpu") as here:
+        Loop(Trainer(recipe, here), tmp_path / "run", resume=False, progress=False)
+    said = capsys.readouterr().err
+    assert "100% of the pictures looked at have a near copy" in said  # of two pictures with grain
+    assert "momentum 0.9999 to 1 leaves 100% of the target's random start after 2 steps: train longer" in said
+    assert "0.5 M parameters of ViT-TOY on 60 pictures: 7537 a picture" in said
+    assert re.search(r"no GPU: this recipe is made for one \(compile\) and will take about \d+ seconds", said)
+
+
 @pytest.mark.parametrize(("name", "world"), [("stl10_vitb16", 4), ("imagenet_vitb16", 8), ("imagenet_vith14", 16)])
 def test_recipes_can_be_shared_out_as_the_documentation_says(name, world):
     assert accumulation(RECIPES[name], world) >= 1
@@ -113,8 +251,10 @@ def test_the_loss_falls(tmp_path, recipe):
 
 def test_history_says_what_is_needed_to_judge(tmp_path, recipe):
     rows = run(recipe, tmp_path / "run").rows
-    wanted = {"step", "epoch", "loss", "lr", "weight_decay", "momentum", "gradient_norm", "images_per_second"}
-    assert wanted | {"seconds", "std", "rank", "position"} <= rows[0].keys()
+    wanted = {"step", "epoch", "loss", "mean_loss", "lr", "weight_decay", "momentum", "gradient_norm", "seconds"}
+    wanted |= {"images_per_second", "waiting", "std", "rank", "position"}
+    assert wanted | {"flat", "copies", "skipped"} == rows[0].keys()
+    assert all(wanted <= row.keys() and 0 < row["waiting"] < 1 for row in rows)
     assert [row["step"] for row in rows] == list(range(1, 16))
     assert any("knn" in row for row in rows)
     assert list((tmp_path / "run" / "tensorboard").iterdir())
@@ -148,8 +288,8 @@ def test_nothing_is_overwritten(tmp_path, recipe):
     run(recipe.replace(epochs=0.6), tmp_path / "run")
     with pytest.raises(CheckpointError, match="already holds a run; --resume auto continues it"):
         run(recipe.replace(epochs=0.6), tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"lr 0.001 there, 0.5 here"):
-        run(recipe.replace(epochs=0.6, lr=0.5), tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match=r"lr 0.001 there, 0.002 here"):
+        run(recipe.replace(epochs=0.6, lr=2e-3), tmp_path / "run", resume=True)
 
 
 def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, recipe, monkeypatch, capsys):
@@ -224,6 +364,7 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch,
     assert (found.ended, found.exit_code, found.step) == ("unsaved", train.NOT_SAVED, 8)
     said = capsys.readouterr().err
     assert "no checkpoint at step 4" in said
+    assert re.search(r"the best checkpoint, step 8 by kNN [\d.]+ %, was not kept", said)
     assert "free space and --resume auto" in said
 
 
@@ -263,6 +404,7 @@ def test_killed_at_any_moment_the_run_ends_the_same(tmp_path, recipe):
     assert done.returncode == 0, done.stderr
     assert killed >= 2
     assert losses(out) == losses(tmp_path / "whole")
+    assert same(best(out), best(tmp_path / "whole"))
     assert same(final(out), final(tmp_path / "whole"))
 
 
@@ -302,9 +444,11 @@ def test_dry_run_estimates_and_trains_nothing(tmp_path, capsys):
     assert [line.split()[0] for line in said.splitlines()[:7]] == [
         *("run", "parameters", "steps", "FLOPs", "memory", "device", "time")
     ]
-    numbers = {line.split()[0]: line.split(maxsplit=1)[1] for line in said.splitlines()}
+    numbers = {line.split()[0]: line.split(maxsplit=1)[1] for line in said.splitlines() if line}
     assert numbers["parameters"].startswith("0.5 M encoder")
     assert numbers["steps"].startswith("312 of 64 images")
+    assert numbers["64"].split() == ["2.4e-03", "312", "0.8397"]  # what goes together at the recipe's batch
+    assert numbers["this"].split()[1:] == ["3.0e-03", "312", "0.9500"]
     for name in ("FLOPs", "memory", "time"):
         assert float(re.search(r"[\d.]+", numbers[name])[0]) > 0
     assert not (tmp_path / "run").exists()
