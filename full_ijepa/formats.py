@@ -63,7 +63,7 @@ def read_values(path: Path, stack: Stack) -> np.ndarray:
     values = flatten(values, axes, stack)
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
-    return np.ascontiguousarray(values.astype(depth_of(values.dtype), copy=False))
+    return np.require(values, depth_of(values.dtype), ["C", "W"])
 
 
 def flatten(values: np.ndarray, axes: str, stack: Stack) -> np.ndarray:
