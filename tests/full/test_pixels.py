@@ -26,7 +26,9 @@ H, W = 12, 20
 CPU = torch.device("cpu")
 
 
-def numbers(channels: int, dtype: str, low: int, high: int, seed: int = 0, size: tuple[int, int] = (H, W)) -> np.ndarray:
+def numbers(
+    channels: int, dtype: str, low: int, high: int, seed: int = 0, size: tuple[int, int] = (H, W)
+) -> np.ndarray:
     """(C, H, W) of whole numbers in a range, of any type."""
     return np.random.default_rng(seed).integers(low, high, (channels, *size)).astype(dtype)
 
@@ -230,7 +232,7 @@ def test_flat_channels_and_foreign_numbers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="3 channels, 1 are expected"):
         deep.normalise(torch.zeros(1, 3, 4, 4))
     for wrong in (dict(mean=(1.0, 2.0)), dict(std=(0.0,))):
-        with pytest.raises(ValueError, match="std|mean"):
+        with pytest.raises(ValueError, match=r"std|mean"):
             Pixels(5, **wrong)
 
 
