@@ -1,5 +1,6 @@
 """The command line.
 
+python -m full_ijepa look DATA [--out look.html]
 python -m full_ijepa pretrain RECIPE [--field value ...] --out RUN [--resume auto]
 python -m full_ijepa evaluate RUN [--protocols ...]
 python -m full_ijepa report RUN [RUN ...]
@@ -25,10 +26,11 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from full_ijepa import balance, cost, embedding, interop, train
+from full_ijepa import balance, cost, embedding, interop, lookpage, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
 from full_ijepa import export as graphs
+from full_ijepa import look as looking
 from full_ijepa import report as reporting
 from full_ijepa.card import UNKNOWN, card
 from full_ijepa.evaluate.run import load_run
@@ -52,6 +54,27 @@ Named = Union[  # noqa: UP007 (built from a table)
         for name, value in RECIPES.items()
     )
 ]
+
+
+def look(
+    data: Positional[str],
+    most: int = looking.OPENED,
+    stack: Literal["channels", "max", "mean"] = "channels",
+    out: Path | None = None,
+) -> int:
+    """Say what pictures are, what is wrong with them, and which recipe to start with.
+
+    Args:
+        data: a name, folder:PATH, or the path of a folder
+        most: pictures opened, evenly spread; all others are only counted
+        stack: what pages of a stack are, as for pretrain
+        out: an HTML file to write too, with pictures, histograms and pairs of near copies
+    """
+    found = looking.look(data, most, stack)
+    print(lookpage.text(found))
+    if out:
+        print(f"written: {lookpage.write(found, out)}")
+    return 0
 
 
 def pretrain(
@@ -259,7 +282,7 @@ def attend(
     return 0
 
 
-COMMANDS = dict(pretrain=pretrain, evaluate=evaluate, report=report, doctor=doctor, export=export)
+COMMANDS = dict(look=look, pretrain=pretrain, evaluate=evaluate, report=report, doctor=doctor, export=export)
 COMMANDS |= dict(embed=embed, near=near, attend=attend)
 DEFAULT_NAMES = dict(
     huggingface="huggingface",

@@ -6,17 +6,24 @@ A program started without torchrun is a world of one; the same code runs.
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import nn
 
 PATIENCE = timedelta(minutes=30)  # a process that waits longer for the others (while they download) gives up
+
+
+class RunningError(ValueError):
+    """Two runs at once in one folder."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,32 @@ def world(device: str = "auto") -> Iterator[World]:
         yield World(rank, size, found, local)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def only_run(out: Path, world: World) -> Iterator[None]:
+    """Nobody else writes to `out` inside. A process that died holds nothing: the system takes its lock away.
+
+    Raises RunningError, in every process, if another run writes there.
+    """
+    lock, name, told = FileLock(out / ".lock"), out / ".running", ""
+    if world.leads:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            name.write_text(f"process {os.getpid()} on {platform.node()}")
+        except Timeout:
+            told = name.read_text() if name.exists() else "another process"
+        except (OSError, NotImplementedError) as error:  # a full disk, or a file system without locks
+            warnings.warn(f"{out} is not guarded against a second run ({error})", stacklevel=3)
+    try:
+        if world.any(bool(told)):
+            raise RunningError(f"{told or 'another process'} is writing to {out}; wait for it, or choose another --out")
+        yield
+    finally:
+        if lock.is_locked:
+            name.unlink(missing_ok=True)
+            lock.release()
 
 
 def share(step: nn.Module, world: World, parallel: str) -> nn.Module:

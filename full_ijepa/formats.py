@@ -85,6 +85,7 @@ def read_plain(path: Path) -> np.ndarray:
     """A file that Pillow or torchvision reads, in its own depth: (c, H, W)."""
     suffix = path.suffix.lower()
     if suffix == ".png" and png_colour_type(path) is not None:
+        Image.open(path).close()  # refuses a header that promises more pixels than any picture has
         jpeg_decoder()  # says what is wrong where torchvision's operators are missing
         from torchvision.io import ImageReadMode, decode_png
 

@@ -7,9 +7,6 @@ The page is a single HTML file with its pictures inside; it needs no network and
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -21,57 +18,33 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from full_ijepa import doctor
+from full_ijepa import doctor, lookpage, page
 from full_ijepa.cost import span
 from full_ijepa.evaluate.features import Labelled, labelled, pooled
 from full_ijepa.evaluate.run import cells, fresh, load_run, suffix_of, told
 from full_ijepa.labels import Table, Task, task_of
+from full_ijepa.look import look
 from full_ijepa.methods import IJEPA
 from full_ijepa.metrics import WORDS, shown
+from full_ijepa.page import escaped, listed, picture, rows_table, short
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError
 from toy_ijepa.training import History
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; background: white; }
-figure { margin: 1rem 0; }
-figcaption { font-size: .9rem; opacity: .8; }
-pre { white-space: pre-wrap; padding: .8rem; background: #8881; }
-.wide { overflow-x: auto; }
-"""
+LOOKED = 1000  # pictures opened for the section on the pictures
 SHOWN = 6  # pictures whose masks and imagination are shown
 MAPPED = 500  # test pictures of the t-SNE map
 SHELF = 300  # training pictures whose patches imagination chooses from
 
 
-def picture(figure: Figure, alt: str) -> str:
-    """A figure as HTML with a description for those who cannot see it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    words = html.escape(alt)
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}"><figcaption>{words}</figcaption></figure>'
-
-
-def rows_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; everything is escaped."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f'<div class="wide"><table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
-
-
 def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Loss, schedules, std and rank of all runs against the share of the run that is done."""
+    label = {name: page.drawn(name, 40) for name in histories}
+    if len(set(label.values())) < len(label):  # they differ in the middle, which was cut
+        label = {name: f"{number}: {label[name]}" for number, name in enumerate(label, 1)}
     done = {
-        name: History(  # MAE has no momentum: a line at 0 would only squeeze the others
+        label[name]: History(  # MAE has no momentum: a line at 0 would only squeeze the others
             [row | dict(progress=row["step"] / rows[-1]["step"], momentum=row["momentum"] or math.nan) for row in rows]
         )
         for name, rows in histories.items()
@@ -89,13 +62,14 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:
     """A confusion matrix: a row a true class, a column what was said, as shares of the row."""
     counts = torch.tensor(matrix, dtype=torch.float64)
     share = counts / counts.sum(1, keepdim=True).clamp_min(1)
-    side = max(3.2, 0.42 * len(classes))
+    side = min(max(3.2, 0.42 * len(classes)), 24.0)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     ax = figure.subplots()
     drawn = ax.imshow(share.numpy(), vmin=0, vmax=1, cmap="cividis")
     if len(classes) <= 20:
-        ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-        ax.set_yticks(range(len(classes)), classes, fontsize=7)
+        shown = [page.drawn(name, 16) for name in classes]
+        ax.set_xticks(range(len(classes)), shown, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(classes)), shown, fontsize=7)
         for i, row in enumerate(share.tolist()):
             for j, value in enumerate(row):
                 ax.text(
@@ -117,7 +91,7 @@ def pictures_of(out: Path, name: str, evaluation: dict[str, Any], which: str = "
         test = labelled(recipe.data, "test", recipe.image_size, MAPPED, **views)
         shelf_pictures = labelled(recipe.data, "train", recipe.image_size, SHELF, **views).images()
     except DataError as error:
-        return [f"<p>No pictures: {html.escape(str(error))}</p>"]
+        return [f"<p>No pictures: {escaped(str(error))}</p>"]
     pixels, found, some = recipe.pixels, [], test.images()[:SHOWN]
     seen = pixels.shown(some)
     if isinstance(method, IJEPA):
@@ -131,10 +105,10 @@ def pictures_of(out: Path, name: str, evaluation: dict[str, Any], which: str = "
         patches = pixels.rgb(patches.unflatten(-1, (pixels.channels, -1)), -2).flatten(-2).clamp(0, 1)
         words = "Imagination: targets filled with the training patch whose feature is nearest to the predicted one"
         found.append(picture(plots.imagination(seen, drawn, patches, recipe.patch), f"{name}: {words}"))
-    maps = {name: pooled(method.probed, test, 1), "random encoder": pooled(fresh(recipe, 0), test, 1)}
+    maps = {page.drawn(name, 40): pooled(method.probed, test, 1), "random encoder": pooled(fresh(recipe, 0), test, 1)}
     colours, groups, by = coloured(test)
     words = f"t-SNE maps of {len(test)} test pictures, coloured by {by}"
-    found.append(picture(plots.tsne(maps, colours, groups), f"{name}: {words}"))
+    found.append(picture(plots.tsne(maps, colours, [page.drawn(g) for g in groups]), f"{name}: {words}"))
     return found
 
 
@@ -172,7 +146,7 @@ def each_table(own: dict[str, Any], task: Task) -> str:
     heads |= dict(each_count="test pictures that have it", each_r2="R2 in %", each_mae="mean absolute error")
     known = [key for key in heads if key in own]
     rows = [
-        [label, *("-" if own[key][label] is None else f"{own[key][label]:.4g}" for key in known)]
+        [short(label), *("-" if own[key][label] is None else f"{own[key][label]:.4g}" for key in known)]
         for label in own[known[0]]
     ]
     if task == "classes":
@@ -207,8 +181,9 @@ def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
         picture(curves({n: c.rows for n, c in charts.items()}), "Training curves of all runs"),
     ]
     parts.append(costs(charts))
+    parts += looked({chart.recipe.data: chart.recipe for chart in charts.values()})
     for name, out in named(runs).items():
-        parts += [f"<h2>{html.escape(name)}</h2>", f"<pre>{html.escape(doctor.report(charts[name]))}</pre>"]
+        parts += [f"<h2>{escaped(name)}</h2>", f"<pre>{escaped(doctor.report(charts[name]))}</pre>"]
         evaluation = evaluations.get(name, {})
         parts += pictures_of(out, name, evaluation, which)
         linear = evaluation.get("protocols", {}).get("linear", {})
@@ -219,15 +194,19 @@ def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
         if own:
             parts.append(each_table(own, evaluation["task"]))
         parts.append(settings(charts[name].recipe))
-    page = "\n".join(parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_text(
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>I-JEPA report</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{page}</body></html>\n'
-    )
-    part.replace(target)
-    return target
+    return page.write(target, "I-JEPA report", parts)
+
+
+def looked(recipes: dict[str, Recipe]) -> list[str]:
+    """What the pictures of the runs are, a section a set; none where they cannot be had."""
+    parts = []
+    for data, recipe in recipes.items():
+        parts.append(f"<h2>Pictures: {escaped(short(data))}</h2>")
+        try:
+            parts += lookpage.sections(look(data, LOOKED, recipe.stack), 3)
+        except DataError as error:
+            parts.append(f"<p>No look at them: {escaped(str(error))}</p>")
+    return parts
 
 
 def named(runs: Sequence[Path]) -> dict[str, Path]:
@@ -243,7 +222,7 @@ def notes(evaluations: dict[str, dict[str, Any]]) -> str:
         f"pictures; seeds {e['seeds']}" + (f"; {told(e)}" if e["table"] else "")
         for name, e in evaluations.items()
     ]
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+    return listed(lines)
 
 
 def costs(charts: dict[str, doctor.Chart]) -> str:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from full_ijepa import balance, checkpoint, methods
 from full_ijepa.balance import steps_of
 from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, settled, told_plainly, training_set
-from full_ijepa.distributed import World, local_only, share, world
+from full_ijepa.distributed import World, local_only, only_run, share, world
 from full_ijepa.journal import Journal, check_boards
 from full_ijepa.labels import task_of
 from full_ijepa.metrics import knn_score
@@ -213,12 +213,14 @@ def pretrain(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "
 
     resume  continue from the newest whole checkpoint in `out`; a new run if there is none
     SIGTERM and Ctrl-C save a checkpoint after the current step and return with ended "stopped".
-    Raises ValueError for what the caller can mend (CheckpointError and DataError among them), and NonFiniteLossError.
+    Raises ValueError for what the caller can mend, and NonFiniteLossError.
     """
     balance.refuse(recipe)
     check_boards(recipe)
     with world(device) as here, listening() as interrupt, told_plainly():
-        return Loop(Trainer(recipe, here), out, resume, progress).run(interrupt)
+        trainer = Trainer(recipe, here)
+        with only_run(out, here):
+            return Loop(trainer, out, resume, progress).run(interrupt)
 
 
 class Loop:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from toy_ijepa.decoding import DataError, read_array, read_sizes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+JUNK = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of systems, with previews that look like pictures
 SPLITS = ("train", "test")
 MOST_BYTES = 4_000_000_000  # of one split at the pictures' own size
 MOST_SKIPPED = 0.05  # share of a set's files that may be unreadable before a run stops and asks
@@ -63,13 +64,14 @@ def cache_root() -> Path:
 def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
     """Image files below a folder, sorted, with the class each belongs to: the first sub-folder, or "" for none.
 
-    Follows links, but none that leads back to a folder on its way; leaves out what is hidden.
+    Follows links, but none that leads back to a folder on its way; leaves out what is hidden or JUNK.
     Raises DataError if some lie in class folders and some do not.
     """
     found = []
     for folder, below, names in os.walk(base, followlinks=True):
         way = {str(p.resolve()) for p in (Path(folder), *Path(folder).parents)} if names or below else set()
-        below[:] = sorted(d for d in below if not d.startswith(".") and not leads_back(Path(folder) / d, way))
+        kept = (d for d in below if not d.startswith(".") and d not in JUNK)
+        below[:] = sorted(d for d in kept if not leads_back(Path(folder) / d, way))
         inside = Path(folder).relative_to(base).parts
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
@@ -139,8 +141,17 @@ def common_size(files: list[Path], image_size: int | None) -> int | None:
 
 def fingerprint(files: list[Path], classes: tuple[str, ...], root: Path, image_size: int | None) -> str:
     """A hash of names, sizes and times of the files, of the classes and the size asked for: changes with the source."""
-    lines = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
+    lines = [f"{f.relative_to(root)} {stamp(f)}" for f in files]
     return hashlib.sha256("\n".join([f"v4 {image_size} {classes}", *lines]).encode()).hexdigest()
+
+
+def stamp(path: Path) -> str:
+    """Size and time of a file; a file that has vanished since it was listed is named when it is read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "gone"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def from_folder(root: Path, split: str, image_size: int | None, allow_skipped: bool = False) -> ImageSet:
@@ -209,16 +220,21 @@ def decode(
 
 
 def read_cache(path: Path, mark: str) -> ImageSet | None:
-    """The cached set if it was made from exactly this source."""
+    """The cached set if it was made from exactly this source, and is one."""
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata()
-            if about["fingerprint"] != mark:
+            about = file.metadata() or {}
+            if about.get("fingerprint") != mark:
                 return None
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
-    except (OSError, SafetensorError):
-        return None  # none yet, or one that a full disk cut short: decode again
-    return ImageSet(images, labels, tuple(json.loads(about["classes"])), {}, tuple(json.loads(about["skipped"])))
+        classes, skipped = tuple(json.loads(about["classes"])), tuple(json.loads(about["skipped"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # none yet, one that a full disk cut short, or something else: decode again
+    pictures = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
+    numbers = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+    if not (pictures and numbers and int(labels.min()) >= -1 and int(labels.max()) < max(len(classes), 1)):
+        return None
+    return ImageSet(images, labels, classes, {}, skipped)
 
 
 def write_cache(path: Path, mark: str, images: ImageSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from full_ijepa import checkpoint, methods, train
 from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.data import Resident, accumulation
+from full_ijepa.distributed import RunningError, World, only_run
 from full_ijepa.journal import read_rows
 from full_ijepa.methods import loss_of_mean
 from full_ijepa.recipes import RECIPES
@@ -366,6 +368,55 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch,
     assert "no checkpoint at step 4" in said
     assert re.search(r"the best checkpoint, step 8 by kNN [\d.]+ %, was not kept", said)
     assert "free space and --resume auto" in said
+
+
+def hold(out: Path, held) -> None:
+    with only_run(out, World(0, 1, torch.device("cpu"))):
+        held.set()
+        time.sleep(60)
+
+
+def test_two_runs_never_share_a_folder_and_the_dead_hold_nothing(tmp_path, recipe):
+    forking = multiprocessing.get_context("fork")
+    held = forking.Event()
+    other = forking.Process(target=hold, args=(tmp_path / "run", held))
+    other.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(RunningError, match=rf"^process {other.pid} on .+ is writing to .*run; wait for it, or"):
+            run(recipe, tmp_path / "run")
+    finally:
+        other.kill()
+        other.join()
+    assert (tmp_path / "run" / ".running").exists()  # killed: its name is left, its lock is not
+    assert run(recipe.replace(epochs=1.0), tmp_path / "run").ended == "done"
+    assert not (tmp_path / "run" / ".running").exists()
+
+
+def test_a_folder_that_cannot_be_guarded_is_said(tmp_path, monkeypatch):
+    def without(self, **_options):
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr("full_ijepa.distributed.FileLock.acquire", without)
+    alone = World(0, 1, torch.device("cpu"))
+    with pytest.warns(UserWarning, match="not guarded against a second run .no locks here"), only_run(tmp_path, alone):
+        pass
+
+
+def test_a_run_folder_that_vanishes_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch):
+    take_step = Trainer.take_step
+
+    def vanishing(self, batches):
+        if self.step == 5:
+            shutil.rmtree(tmp_path / "run")
+        return take_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "take_step", vanishing)
+    with pytest.warns(UserWarning, match="history not written: .*No such file"):
+        found = run(recipe.replace(epochs=1.0, checkpoint_epochs=1.0), tmp_path / "run")
+    assert (found.ended, found.step) == ("done", 8)
+    assert len(found.rows) == 8
+    assert checkpoint.read(checkpoint.written(tmp_path / "run" / "checkpoints")[-1])[1]["step"] == 8
 
 
 def command(recipe_file_args: list[str], out: Path, *more: str) -> list[str]:

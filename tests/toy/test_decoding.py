@@ -70,6 +70,34 @@ def test_the_fast_way_through_jpeg_gives_the_same_pixels(tmp_path):
         assert np.array_equal(decoding.read_pixels(path), slow), path.name
 
 
+def test_a_header_that_promises_too_much_is_refused_before_memory_is_asked_for(tmp_path, monkeypatch):
+    """A JPEG of some hundred bytes that says it is 60,000 x 50,000 px: torchvision would fill 9 GB with grey."""
+    paint(tmp_path / "bomb.jpg", size=(64, 48))
+    data = bytearray((tmp_path / "bomb.jpg").read_bytes())
+    place = data.index(b"\xff\xc0") + 5
+    assert decoding.jpeg_area(data) == 64 * 48
+    data[place : place + 4] = (60_000).to_bytes(2) + (50_000).to_bytes(2)
+    (tmp_path / "bomb.jpg").write_bytes(data)
+    assert decoding.jpeg_area(data) == 3_000_000_000
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "jpeg_decoder", lambda: lambda data: pytest.fail("decoded"))
+        assert decoding.read_jpeg(tmp_path / "bomb.jpg") is None
+    told = decoding.read_array(tmp_path / "bomb.jpg", 32)
+    assert told.startswith(f"{tmp_path / 'bomb.jpg'}: ")
+    assert "decompression bomb" in told
+
+
+def test_a_jpeg_whose_size_is_not_found_is_read_the_slow_way(tmp_path):
+    """Padding between segments is allowed; cut anywhere, the search still ends."""
+    paint(tmp_path / "padded.jpg", size=(24, 16))
+    data = (tmp_path / "padded.jpg").read_bytes()
+    whole = decoding.read_pixels(tmp_path / "padded.jpg")
+    (tmp_path / "padded.jpg").write_bytes(data[:2] + b"\xff\xff" + data[2:])
+    assert decoding.read_jpeg(tmp_path / "padded.jpg") is None
+    assert np.array_equal(decoding.read_pixels(tmp_path / "padded.jpg"), whole)
+    assert {decoding.jpeg_area(data[:end]) for end in range(len(data))} == {0, 24 * 16}
+
+
 def test_a_known_picture_is_read_and_wrong_colours_are_noticed(monkeypatch):
     decoding.check_decoders()
     right = decoding.jpeg_decoder()

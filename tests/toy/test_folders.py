@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision import datasets
 
 from toy_ijepa import decoding, folders
@@ -136,6 +137,46 @@ def test_links_are_followed_and_hidden_folders_are_not(tree, tmp_path):
     assert load(f"folder:{tree}").classes == ("ants", "bees", "cats")
 
 
+def test_a_circle_of_links_ends(tree):
+    (tree / "train" / "ants" / "again").symlink_to(tree / "train", target_is_directory=True)
+    (tree / "train" / "ants" / "self").symlink_to(tree / "train" / "ants", target_is_directory=True)
+    found = [path for path, _ in folders.pictures_below(tree / "train")]
+    assert len(found) == len(set(found)) == 6
+
+
+def test_what_systems_leave_behind_is_no_picture(tree):
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._0.png", "._x.jpg"):
+        (tree / "train" / "ants" / name).write_bytes(b"\x00\x05\x16\x07")
+    for place in ("train/__MACOSX/ants/._0.jpg", "train/ants/@eaDir/0.png/preview.jpg"):
+        paint(tree / place, (0, 255, 0))
+    found = load(f"folder:{tree}")
+    assert (len(found), found.classes, found.skipped) == (6, ("ants", "bees"), ())
+
+
+def test_files_that_vanish_while_they_are_read_are_named(tree, monkeypatch):
+    """One before its size is asked for, one after; a dangling link is the same."""
+    listing, marking = folders.find, folders.fingerprint
+
+    def find(*args):
+        found = listing(*args)
+        (tree / "train" / "ants" / "0.png").unlink()
+        return found
+
+    def fingerprint(*args):
+        found = marking(*args)
+        (tree / "train" / "bees" / "1.png").unlink()
+        return found
+
+    (tree / "train" / "bees" / "9.png").symlink_to(tree / "nowhere.png")
+    monkeypatch.setattr(folders, "find", find)
+    monkeypatch.setattr(folders, "fingerprint", fingerprint)
+    with pytest.warns(UserWarning, match="3 of 7 pictures skipped"):
+        found = load(f"folder:{tree}", allow_skipped=True)
+    assert len(found) == 4
+    for name in ("ants/0.png", "bees/1.png", "bees/9.png"):
+        assert any(f"{name}: " in line and "No such file" in line for line in found.skipped)
+
+
 def test_loose_pictures_beside_classes_are_refused(tree):
     paint(tree / "train" / "loose.png")
     with pytest.raises(ValueError, match="1 pictures lie loose"):
@@ -174,6 +215,47 @@ def test_a_broken_cache_is_decoded_again(tree):
     (cached,) = (folders.cache_root() / "decoded").iterdir()
     cached.write_bytes(cached.read_bytes()[:100])
     assert torch.equal(load(f"folder:{tree}").images, first.images)
+
+
+def planted(**changes) -> tuple[dict, dict]:
+    """Tensors and description of a cache of three pictures, some of it changed."""
+    tensors = dict(images=torch.zeros(3, 3, 8, 8, dtype=torch.uint8), labels=torch.zeros(3, dtype=torch.int64))
+    about = dict(fingerprint="mark", classes='["ants"]', skipped="[]")
+    return (
+        {name: changes.get(name, value) for name, value in tensors.items()},
+        {name: changes.get(name, value) for name, value in about.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(images=torch.zeros(3, 3, 8, 8)),
+        dict(images=torch.zeros(3, 5, 8, 8, dtype=torch.uint8)),
+        dict(images=torch.zeros(3, 3, 8, dtype=torch.uint8)),
+        dict(images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8)),
+        dict(labels=torch.full((3,), 7)),
+        dict(labels=torch.zeros(3)),
+        dict(classes="not JSON"),
+        dict(classes="7"),
+        dict(fingerprint="another"),
+    ],
+)
+def test_a_cache_that_somebody_else_wrote_is_used_only_if_it_is_one(tmp_path, changes):
+    for part in ({}, changes):
+        tensors, about = planted(**part)
+        save_file(tensors, tmp_path / "cache.safetensors", metadata=about)
+        assert (folders.read_cache(tmp_path / "cache.safetensors", "mark") is None) == bool(part)
+
+
+def test_nothing_in_a_cache_is_executed(tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save(dict(images=Planted()), tmp_path / "cache.safetensors")
+    assert folders.read_cache(tmp_path / "cache.safetensors", "mark") is None
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_full_disk_costs_only_the_cache(tree, monkeypatch):

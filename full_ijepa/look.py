@@ -1,0 +1,255 @@
+"""A look at pictures before training: what they are, what is wrong with them, and which of them are the same.
+
+Nothing is changed. Every file is counted; so many are opened, evenly spread, and all that is said of values and copies
+is said of those. What follows from it for a recipe is in advice.py, how it is told in lookpage.py.
+"""
+
+# Shape legend:  S pictures  C channels  H,W pixels  V sampled values of a channel  F numbers of an outline
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from full_ijepa.data import SMALL, folder_of
+from full_ijepa.evaluate.features import split_files
+from full_ijepa.formats import SUFFIXES, Kind, Stack
+from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
+from full_ijepa.twins import OUTLINE, Twin, outline, twins
+from toy_ijepa import data as toy
+from toy_ijepa.decoding import DataError
+from toy_ijepa.folders import LOOKS, find
+
+OPENED = 10_000  # pictures opened; all others are only counted
+SAMPLE = 1_000_000  # values of a channel that histogram and percentiles are made of
+FLAT = 0.05  # std within a picture, where 1 is that of the set: three grey levels of a photograph
+PERCENTILES = (0.1, 1, 50, 99, 99.9)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split as it can be read: all pictures by name and class, and how one of them is opened.
+
+    read  (C, H, W) of a picture by its number, or the reason why it cannot be read
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    read: Callable[[int], np.ndarray | str]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a picture that was opened.
+
+    number  its place in the split
+    low, high  its smallest and largest value
+    spread  std within it, mean over channels, in stds of the set
+    """
+
+    number: int
+    sides: tuple[int, int]
+    low: float
+    high: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """Findings about one split; Seen of the pictures that were opened, in order."""
+
+    name: str
+    part: Part
+    asked: int
+    seen: tuple[Seen, ...]
+    unreadable: tuple[str, ...]
+    copies: tuple[Twin, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.part.names)
+
+    @property
+    def flat(self) -> list[Seen]:
+        return [seen for seen in self.seen if seen.spread < FLAT]
+
+    @property
+    def classes(self) -> Counter[str]:
+        """How many pictures of the whole split each class has; empty without classes."""
+        return Counter(label for label in self.part.labels if label)
+
+    def name_of(self, number: int) -> str:
+        return self.part.names[self.seen[number].number]
+
+    def label_of(self, number: int) -> str:
+        return self.part.labels[self.seen[number].number]
+
+    def picture(self, number: int) -> np.ndarray | str:
+        """One of those that were opened, read again."""
+        return self.part.read(self.seen[number].number)
+
+
+@dataclass(frozen=True)
+class Look:
+    """All findings about a set; the first split is the one to train on.
+
+    pixels  what the numbers mean; std 1 where it could not be measured
+    kinds   how many files have each number of channels and depth, from at most SAMPLED headers; empty without files
+    values  (C, V), of training pictures, in their own units
+    leaks   pictures of the last split that have a copy in the first: Twin(its number, that of the copy)
+    notes   what is wrong with the set as a whole
+    """
+
+    data: str
+    pixels: Pixels
+    kinds: Counter[tuple[int, str]]
+    splits: tuple[Split, ...]
+    values: np.ndarray
+    leaks: tuple[Twin, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def training(self) -> Split:
+        return self.splits[0]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Median height and width of training pictures, px."""
+        return tuple(round(median(seen.sides[axis] for seen in self.training.seen)) for axis in (0, 1))
+
+    @property
+    def bits(self) -> int | None:
+        """Bits that the largest value of training pictures needs; None for floats."""
+        if self.pixels.depth == "float32":
+            return None
+        return max(int(max(seen.high for seen in self.training.seen)).bit_length(), 1)
+
+    @property
+    def top(self) -> float:
+        """The value at which pictures are saturated."""
+        return max(seen.high for seen in self.training.seen) if self.bits is None else float(2**self.bits - 1)
+
+
+def name_of(data: str) -> str:
+    """DATA as recipes take it: a bare path of a folder becomes folder:PATH."""
+    known = (*SMALL, "imagenet")
+    return f"folder:{data}" if data not in known and Path(data).expanduser().is_dir() else data
+
+
+def look(data: str, most: int = OPENED, stack: Stack = "channels") -> Look:
+    """Look at a set: a name, folder:PATH, or the path of a folder; at most `most` pictures are opened.
+
+    Raises DataError (a ValueError) if there are no pictures, or none of those to train on can be read.
+    """
+    if most < 2:
+        raise DataError(f"a look at {most} pictures says nothing; at least 2 are needed")
+    data = name_of(data)
+    notes: list[str] = []
+    if data in SMALL and not stand_in(data).is_dir():
+        pixels, kinds, parts = PHOTOGRAPHS, Counter(), tensors(data)
+    else:
+        root = stand_in(data) if data in SMALL else folder_of(data)
+        files = {"train": find(root, "train", SUFFIXES)[0]}
+        try:
+            files["test"] = split_files(root, "test")[0]
+        except DataError as error:
+            notes.append(f"no test split: {error}")
+        if not (root / "train").is_dir() and "test" in files:
+            notes.append(
+                "there is no train/ and test/: every fifth picture of a class is set aside to test, by name. Where "
+                "neighbours look alike (frames of a film, slices of a body), divide the folder yourself"
+            )
+        paths = [path for path, _ in files["train"]]
+        pixels, kinds = made_of(paths, stack, notes)
+        parts = {name: part_of(found, root, pixels) for name, found in files.items()}
+    whole = sum(len(part.names) for part in parts.values())
+    rest = [max(round(most * len(part.names) / max(whole, most)), 1) for part in parts.values()]
+    opened = [open_some(name, part, n, pixels) for (name, part), n in zip(parts.items(), rest, strict=True)]
+    if not opened[0][0].seen:
+        raise DataError(f"none of the pictures looked at can be read; the first: {opened[0][0].unreadable[0]}")
+    splits = [replace(split, copies=tuple(twins(outlines))) for split, _, outlines in opened]
+    leaks = twins(opened[-1][2], opened[0][2]) if len(opened) > 1 else []
+    return Look(data, pixels, kinds, tuple(splits), opened[0][1], tuple(leaks), tuple(notes))
+
+
+def stand_in(data: str) -> Path:
+    """The folder that stands in for a download, where it is one."""
+    return Path(os.environ.get("IJEPA_DATA") or "-") / data
+
+
+def tensors(data: str) -> dict[str, Part]:
+    """The splits of a set by name that is no folder."""
+    parts = {}
+    for name in ("unlabeled", "train", "test") if data == "stl10" else ("train", "test"):
+        found = toy.load(data, name)
+        labels = tuple(found.classes[label] if label >= 0 else "" for label in found.labels.tolist())
+        images = found.images
+        parts[name] = Part(tuple(f"number {i}" for i in range(len(found))), labels, lambda i, x=images: x[i].numpy())
+    return parts
+
+
+def made_of(paths: list[Path], stack: Stack, notes: list[str]) -> tuple[Pixels, Counter[tuple[int, str]]]:
+    """What most files are, and how many of which kind; what does not agree is added to `notes`."""
+    kinds: dict[Path, Kind] = survey(some(paths, SAMPLED), stack)
+    counted = Counter((kind.channels, kind.depth) for kind in kinds.values())
+    try:
+        channels, depth = settle(paths, 0, stack)
+    except DataError as error:
+        notes.append(str(error))
+        channels, depth = counted.most_common(1)[0][0]
+    pixels = Pixels(channels, depth, stack=stack)
+    if not pixels.photographs:
+        try:
+            pixels = measure(paths, pixels)
+        except DataError as error:
+            notes.append(str(error))
+            pixels = replace(pixels, mean=(0.0,), std=(1.0,))
+    return pixels, counted
+
+
+def part_of(files: list[tuple[Path, str]], root: Path, pixels: Pixels) -> Part:
+    """A split of files; names are paths below the root."""
+    paths = [path for path, _ in files]
+    names = tuple(str(path.relative_to(root)) for path in paths)
+
+    def read(number: int) -> np.ndarray | str:
+        found = pixels.read_fitted(paths[number], None)
+        return found.removeprefix(f"{paths[number]}: ") if isinstance(found, str) else found
+
+    return Part(names, tuple(label for _, label in files), read)
+
+
+def open_some(name: str, part: Part, most: int, pixels: Pixels) -> tuple[Split, np.ndarray, Tensor]:
+    """Open at most so many pictures: the split, values of its channels (C, V), and outlines (S, F)."""
+    numbers = some(range(len(part.names)), most)
+    share = min(max(SAMPLE // max(len(numbers), 1), 16), 4096)
+
+    def one(number: int) -> tuple[Seen, np.ndarray, np.ndarray] | str:
+        values = part.read(number)
+        if isinstance(values, str):
+            return f"{part.names[number]}: {values}"
+        flat = values.reshape(len(values), -1)
+        spread = float((flat.std(1, dtype=np.float64) / np.array(pixels.std)).mean())
+        seen = Seen(number, values.shape[1:], float(flat.min()), float(flat.max()), spread)
+        index = np.random.default_rng(number).integers(0, flat.shape[1], min(share, flat.shape[1]))
+        return seen, flat[:, index], outline(values) if spread >= FLAT else np.zeros(OUTLINE, np.float32)
+
+    pieces = [numbers[start : start + 100] for start in range(0, len(numbers), 100)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(lambda piece: [one(number) for number in piece], pieces)
+        bar = tqdm(done, f"looking at {len(numbers)} pictures ({name})", len(pieces), bar_format=LOOKS, delay=2.0)
+        found = [line for piece in bar for line in piece]
+    good = [line for line in found if not isinstance(line, str)]
+    values = np.concatenate([v for _, v, _ in good], 1) if good else np.zeros((pixels.channels, 0))
+    outlines = torch.from_numpy(np.stack([o for *_, o in good])) if good else torch.zeros(0, OUTLINE)
+    broken = tuple(line for line in found if isinstance(line, str))
+    return Split(name, part, len(numbers), tuple(seen for seen, *_ in good), broken), values, outlines
