@@ -4,7 +4,7 @@ Nothing is changed. Every file is counted; so many are opened, evenly spread, an
 is said of those. What follows from it for a recipe is in advice.py, how it is told in lookpage.py.
 """
 
-# Shape legend:  S pictures  C channels  H,W pixels  V sampled values of a channel  F numbers of an outline
+# Shape legend:  S pictures, or sampled values of a channel  C channels  H,W pixels  F numbers of an outline
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Look:
 
     pixels  what the numbers mean; std 1 where it could not be measured
     kinds   how many files have each number of channels and depth, from at most SAMPLED headers; empty without files
-    values  (C, V), of training pictures, in their own units
+    values  (C, S), of training pictures, in their own units
     leaks   pictures of the last split that have a copy in the first: Twin(its number, that of the copy)
     notes   what is wrong with the set as a whole
     """
@@ -229,7 +229,7 @@ def part_of(files: list[tuple[Path, str]], root: Path, pixels: Pixels) -> Part:
 
 
 def open_some(name: str, part: Part, most: int, pixels: Pixels) -> tuple[Split, np.ndarray, Tensor]:
-    """Open at most so many pictures: the split, values of its channels (C, V), and outlines (S, F)."""
+    """Open at most so many pictures: the split, values of its channels (C, S), and outlines (S, F)."""
     numbers = some(range(len(part.names)), most)
     share = min(max(SAMPLE // max(len(numbers), 1), 16), 4096)
 

@@ -1,6 +1,6 @@
 """What a look at pictures found, as text for a terminal and as a page of the same sentences with pictures."""
 
-# Shape legend:  C channels  H,W pixels  V sampled values of a channel
+# Shape legend:  S sampled values of a channel  C channels  H,W pixels
 
 from __future__ import annotations
 
