@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from full_ijepa.journal import BOARDS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -140,7 +142,9 @@ def test_constraints_are_names_and_versions_and_within_the_pins():
     for line in lines:
         assert re.fullmatch(r"[a-z0-9-]+==[\w.!+]+( ; .+)?", line), line
     exact = dict(line.split(" ;")[0].split("==") for line in lines)
-    wanted = PROJECT["dependencies"] + functools.reduce(operator.iadd, PROJECT["optional-dependencies"].values(), [])
+    # The boards of full_ijepa/journal.py are left out: two of them want an older pillow than everything else here.
+    extras = [pins for name, pins in PROJECT["optional-dependencies"].items() if name not in BOARDS]
+    wanted = PROJECT["dependencies"] + functools.reduce(operator.iadd, extras, [])
     for pin in wanted:
         name = re.match(r"[a-z0-9-]+", pin).group()
         assert name in exact, name
