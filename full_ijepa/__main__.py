@@ -24,7 +24,6 @@ from tyro.conf import Positional
 from full_ijepa import cost, interop, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
-from full_ijepa import report as reporting
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes import RECIPES
@@ -106,6 +105,8 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html")) 
         runs: the --out of each pretrain
         out: the file to write
     """
+    from full_ijepa import report as reporting  # draws: a slow import that only this command needs
+
     print(f"written: {reporting.write(runs, out)}")
     return 0
 

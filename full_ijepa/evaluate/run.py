@@ -12,7 +12,6 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
-from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
 from full_ijepa import checkpoint, methods
@@ -68,6 +67,8 @@ class Subject:
 
 def judged(verdict: heads.Verdict, truth: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
     """Accuracy (%), macro F1 (%), accuracy of each class (%), confusion matrix (rows: truth), and the rate chosen."""
+    from sklearn.metrics import confusion_matrix, f1_score  # a slow import that only this function needs
+
     table = confusion_matrix(truth, verdict.predicted, labels=range(len(classes)))
     each = 100 * table.diagonal() / table.sum(1).clip(1)
     return dict(
