@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 ARGS ?=
+# Where the environment forbids Python to keep what it compiled, each process compiles all of torch again: two thirds
+# of the time of `import torch`, in every kernel and every process that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
 # TORCH=cpu asks, when the environment is first set up, for torch without CUDA's libraries, a much smaller download.
 TORCH ?=
 ifneq ($(filter-out cpu,$(TORCH)),)

@@ -29,10 +29,13 @@ from tyro.conf import Positional
 from full_ijepa import balance, cost, embedding, interop, lookpage, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
+<<<<<<< HEAD
 from full_ijepa import export as graphs
 from full_ijepa import look as looking
 from full_ijepa import report as reporting
 from full_ijepa.card import UNKNOWN, card
+=======
+>>>>>>> wt-tests
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.methods import IJEPA
@@ -148,7 +151,13 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html"), 
         out: the file to write
         checkpoint: "last", "best" or a step, for pictures, features and the evaluation that is shown
     """
+<<<<<<< HEAD
     print(f"written: {reporting.write(runs, out, checkpoint)}")
+=======
+    from full_ijepa import report as reporting  # draws: a slow import that only this command needs
+
+    print(f"written: {reporting.write(runs, out)}")
+>>>>>>> wt-tests
     return 0
 
 

@@ -26,13 +26,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: 0 if item.path.name in LONGEST else 1 if item.path.suffix == ".ipynb" else 2)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing a test decodes lands in the user's cache; neither it nor a process that it starts asks a server."""
-    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+def keep_apart(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Nothing that is decoded lands in the user's cache; neither this process nor one that it starts asks a server."""
+    monkeypatch.setenv("IJEPA_CACHE", str(cache))
     monkeypatch.setenv("IJEPA_WAIT", "0")
     monkeypatch.delenv("IJEPA_DATA", raising=False)
     monkeypatch.delenv("IJEPA_MIRROR", raising=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For fixtures that several tests of a file share: they are set up before any test's own cache."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        keep_apart(monkeypatch, tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_apart(monkeypatch, tmp_path / "cache")
 
 
 @pytest.fixture

@@ -72,6 +72,21 @@ def test_set_up_again_only_when_the_dependencies_changed(tmp_path):
     assert calls() == 2
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_what_python_compiles_is_kept(tmp_path, monkeypatch):
+    """Otherwise every kernel and process of the tests compiles torch again."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    stand_in = tmp_path / ".venv" / "bin" / "python"
+    stand_in.write_text('#!/bin/sh\necho "forbidden: ${PYTHONDONTWRITEBYTECODE-no}"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    command = ["make", "UV=true", "VENV=.venv", "TORCH=", "test"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "forbidden: no" in done.stdout, done.stdout + done.stderr
+
+
 # Stands in for uv and for python: notes how it was called, and fails at what `missing` names.
 STAND_IN = """#!/bin/sh
 echo "$(basename "$0") $*" >> calls

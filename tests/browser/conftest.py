@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.lab import PATIENCE, LabServer, NotebookPage
+from toy_ijepa import course
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # No sandbox inside containers; no graphics card; nothing that a browser does on its own account.
@@ -47,14 +48,16 @@ def notebook(server: LabServer, browser: Browser) -> Iterator[Callable[..., Note
     """Opens and runs a copy of a notebook: `notebook(path)` -> NotebookPage. No test may leave console errors.
 
     through  run only up to the cell after the one that holds this text
+    short    in the quick way, leave out the cells before it that it does not need; `make test` runs those elsewhere
     """
     opened: list[NotebookPage] = []
 
-    def open_copy(path: Path, through: str = "", scale: float = 1, **options: str) -> NotebookPage:
+    def open_copy(path: Path, through: str = "", scale: float = 1, short: bool = False, **options: str) -> NotebookPage:
         page = NotebookPage(server, browser, scale)
         opened.append(page)
-        page.open(server.copy(path.parent) / path.name, **options)
-        page.run(through, 10 * PATIENCE)  # a chapter takes minutes
+        short = short and course.quick()
+        page.open(server.copy(path, through if short else ""), **options)
+        page.run("" if short else through, 10 * PATIENCE)  # a chapter takes minutes
         return page
 
     yield open_copy

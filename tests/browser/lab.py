@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 import time
 import urllib.request
@@ -15,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
-
-from toy_ijepa import course
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "browser-tests"
@@ -44,6 +44,7 @@ SELECT = """text => {
   notebook.activeCellIndex = found + 2;
   return found >= 0;
 }"""
+PARTS = re.compile(r"course\.part_of\((\w+)\)")  # a cell that adds a method to a class of an earlier one
 NUMBERS = itertools.count()
 
 
@@ -54,6 +55,31 @@ def wait(what: Callable[[], object], message: str, seconds: float = PATIENCE) ->
         assert time.monotonic() < end, f"{message} (waited {seconds:.0f} s)"
         time.sleep(0.1)
     return answer
+
+
+def names(source: str) -> tuple[set[str], set[str]]:
+    """What a cell makes for others, and what it uses that may come from others."""
+    top = symtable.symtable(source, "cell", "exec")
+    made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    used = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
+    below = top.get_children()
+    while below:
+        table = below.pop()
+        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        below += table.get_children()
+    return made, used
+
+
+def excerpt(cells: list[NotebookNode], text: str) -> list[NotebookNode]:
+    """The code cell that holds a text, the one after it, and those before them that make what they use."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    last = next(n for n, cell in enumerate(code) if text in cell.source) + 1
+    kept, wanted = code[last - 1 : last + 1], names(code[last].source)[1] | names(code[last - 1].source)[1]
+    for cell in reversed(code[: last - 1]):
+        made, used = names(cell.source)
+        if wanted & (made | set(PARTS.findall(cell.source))):
+            kept, wanted = [cell, *kept], (wanted - made) | used
+    return kept
 
 
 class LabServer:
@@ -130,18 +156,18 @@ class LabServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
 
-    def copy(self, folder: Path) -> Path:
-        """A copy of a folder of notebooks inside the server's files; its path from there.
+    def copy(self, path: Path, text: str = "") -> Path:
+        """A copy of a notebook, in a copy of its folder inside the server's files; its path from there.
 
-        In the quick way checks that need a whole training are left out: JupyterLab would stop where one fails.
+        text  copy of the notebook only what the cell with this text needs (`excerpt`)
         """
-        name = f"{folder.name}-{next(NUMBERS)}"
-        shutil.copytree(folder, self.files / name)
-        for path in (self.files / name).glob("*.ipynb") if course.quick() else ():
+        copied = Path(f"{path.parent.name}-{next(NUMBERS)}") / path.name
+        shutil.copytree(path.parent, self.files / copied.parent)
+        if text:
             notebook = nbformat.read(path, as_version=4)
-            notebook.cells = [cell for cell in notebook.cells if "whole" not in cell.metadata.get("tags", [])]
-            nbformat.write(notebook, path)
-        return Path(name)
+            notebook.cells = excerpt(notebook.cells, text)
+            nbformat.write(notebook, self.files / copied)
+        return copied
 
 
 class NotebookPage:

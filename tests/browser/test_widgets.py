@@ -95,11 +95,15 @@ class Shown:
 
 @pytest.fixture
 def open_explorer(notebook) -> Callable[[str], Shown]:
-    """Opens the chapter of an explorer and runs it as far as the explorer and the cell that drives it."""
+    """Opens the chapter of an explorer and runs it as far as the explorer and the cell that drives it.
+
+    In the quick way only the cells that these two need: every cell of the chapter runs once, under nbval.
+    `make test-all` runs in JupyterLab all that comes before them too.
+    """
 
     def open_explorer(name: str) -> Shown:
         chapter, marker = EXPLORERS[name]
-        return Shown(notebook(CHAPTERS / f"{chapter}.ipynb", marker), marker)
+        return Shown(notebook(CHAPTERS / f"{chapter}.ipynb", marker, short=True), marker)
 
     return open_explorer
 

@@ -96,8 +96,8 @@ def test_i_jepa_learns_from_the_pictures_in_seconds():
         return knn(x, train_set.factors["shape"], q, test_set.factors["shape"])
 
     before = score()
-    train(model, train_set.images, TrainConfig(steps=300), progress=False)
-    assert score() > before + 2  # measured: 13.1 -> 18.4; the sampling error of 2,000 pictures is 0.8
+    train(model, train_set.images, TrainConfig(steps=150), progress=False)
+    assert score() > before + 2  # measured: 13.2 -> 18.8; the sampling error of 2,000 pictures is 0.8
 
 
 def test_without_stop_gradient_the_features_collapse(pictures):
