@@ -26,18 +26,13 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from full_ijepa import balance, cost, embedding, interop, lookpage, train
+from full_ijepa import balance, cost, interop, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
-<<<<<<< HEAD
-from full_ijepa import export as graphs
-from full_ijepa import look as looking
-from full_ijepa import report as reporting
 from full_ijepa.card import UNKNOWN, card
-=======
->>>>>>> wt-tests
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.labels import NO_TABLE, Table
+from full_ijepa.look import OPENED
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
@@ -61,7 +56,7 @@ Named = Union[  # noqa: UP007 (built from a table)
 
 def look(
     data: Positional[str],
-    most: int = looking.OPENED,
+    most: int = OPENED,
     stack: Literal["channels", "max", "mean"] = "channels",
     out: Path | None = None,
 ) -> int:
@@ -73,7 +68,9 @@ def look(
         stack: what pages of a stack are, as for pretrain
         out: an HTML file to write too, with pictures, histograms and pairs of near copies
     """
-    found = looking.look(data, most, stack)
+    from full_ijepa import look, lookpage  # a slow import, as are those of other commands: only theirs waits for it
+
+    found = look.look(data, most, stack)
     print(lookpage.text(found))
     if out:
         print(f"written: {lookpage.write(found, out)}")
@@ -151,13 +148,9 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html"), 
         out: the file to write
         checkpoint: "last", "best" or a step, for pictures, features and the evaluation that is shown
     """
-<<<<<<< HEAD
-    print(f"written: {reporting.write(runs, out, checkpoint)}")
-=======
     from full_ijepa import report as reporting  # draws: a slow import that only this command needs
 
-    print(f"written: {reporting.write(runs, out)}")
->>>>>>> wt-tests
+    print(f"written: {reporting.write(runs, out, checkpoint)}")
     return 0
 
 
@@ -192,6 +185,8 @@ def export(
         license: under which others may use the weights, for the model card in the "huggingface" folder
         checkpoint: "last", "best" or a step
     """
+    from full_ijepa import export as graphs
+
     recipe, method, step = load_run(run, which=checkpoint)
     chosen = method.probed if encoder == "target" else method.encoder
     target = out or run / DEFAULT_NAMES[to]
@@ -234,6 +229,8 @@ def embed(
         device: where to compute
         allow_skipped: go on although more than one in twenty of the files cannot be read
     """
+    from full_ijepa import embedding
+
     chosen = embedding.load_encoder(source, encoder)
     options = dict(tokens=tokens, batch=batch, device=device, allow_skipped=allow_skipped)
     found = embedding.embed(chosen, pictures, **options)
@@ -261,6 +258,8 @@ def near(
         count: neighbours of each
         encoder: as for `embed`
     """
+    from full_ijepa import embedding
+
     known = embedding.Features.read(index)
     asked = embedding.embed(embedding.load_encoder(source, encoder), pictures)
     for name, found in zip(asked.names, known.nearest(asked.values, count), strict=True):
@@ -284,6 +283,8 @@ def attend(
         patch: row and column of the patch that asks, from 0 (default: the middle)
         encoder: as for `embed`
     """
+    from full_ijepa import embedding
+
     chosen = embedding.load_encoder(source, encoder)
     values = torch.from_numpy(chosen.pixels.read(picture))
     embedding.maps_figure(chosen, values, patch).savefig(out, dpi=150)

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from full_ijepa.formats import SUFFIXES
@@ -137,6 +136,8 @@ def apart(groups: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     if len(groups.unique()) < 2:
         raise DataError("all labelled training pictures are of one group: no other can be held out")
+    from sklearn.model_selection import GroupShuffleSplit  # slow: only who has groups waits for it
+
     split = GroupShuffleSplit(1, test_size=share, random_state=seed % 2**32)
     rest, held = next(split.split(groups, groups=groups))
     return torch.from_numpy(rest), torch.from_numpy(held)
@@ -441,6 +442,8 @@ def drawn(rows: list[Row], values: Tensor, held: dict[str, np.ndarray], table: T
 
     What would have a label alone goes to training.
     """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     groups = np.array([row.group for row in rows]) if table.group_column else np.arange(len(rows))
     folds = min(FOLDS, len(np.unique(groups)))
     if folds < 2:

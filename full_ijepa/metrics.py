@@ -12,15 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    f1_score,
-    mean_absolute_error,
-    r2_score,
-    recall_score,
-    roc_auc_score,
-)
 from torch import Tensor
 
 from full_ijepa.labels import Task, task_of
@@ -76,6 +67,8 @@ def of_classes(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[st
 
     A class that the test part does not have counts 0 in macro F1 and is left out of the other means.
     """
+    from sklearn.metrics import confusion_matrix, f1_score, recall_score  # slow: only who judges waits for it
+
     said, true = scores.argmax(1).numpy(), truth.numpy()
     table = confusion_matrix(true, said, labels=range(len(names)))
     each = 100 * table.diagonal() / table.sum(1).clip(1)
@@ -99,6 +92,8 @@ def of_tags(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, 
 
 def ranked(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
     """AUROC and average precision of each column of truth (S, c), None where all or none are true, and their means."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     found: dict[str, Any] = {}
     for name, measure in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
         each = {
@@ -113,6 +108,8 @@ def ranked(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, A
 
 def of_numbers(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
     """R2 (mean over columns) and mean absolute error (of one column), and those of each column."""
+    from sklearn.metrics import mean_absolute_error, r2_score
+
     shares = 100 * r2_score(truth, scores, multioutput="raw_values")
     errors = mean_absolute_error(truth, scores, multioutput="raw_values")
     found: dict[str, Any] = dict(r2=float(shares.mean()))

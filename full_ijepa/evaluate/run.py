@@ -71,27 +71,10 @@ class Subject:
     def task(self) -> Task:
         return task_of(self.train.labels)
 
-<<<<<<< HEAD
 
 def judged(verdict: heads.Verdict, test: Labelled) -> dict[str, Any]:
     """All numbers of the task, and the rate (or penalty) that was chosen."""
     return metrics.judged(verdict.scores, test.labels, test.classes) | dict(rate=verdict.rate)
-=======
-def judged(verdict: heads.Verdict, truth: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy (%), macro F1 (%), accuracy of each class (%), confusion matrix (rows: truth), and the rate chosen."""
-    from sklearn.metrics import confusion_matrix, f1_score  # a slow import that only this function needs
-
-    table = confusion_matrix(truth, verdict.predicted, labels=range(len(classes)))
-    each = 100 * table.diagonal() / table.sum(1).clip(1)
-    return dict(
-        accuracy=100 * (verdict.predicted == truth).double().mean().item(),
-        macro_f1=100
-        * float(f1_score(truth, verdict.predicted, average="macro", labels=range(len(classes)), zero_division=0)),
-        each_class=dict(zip(classes, each.round(2).tolist(), strict=True)),
-        confusion=table.tolist(),
-        rate=verdict.rate,
-    )
->>>>>>> wt-tests
 
 
 def knn(s: Subject) -> dict[str, Any]:
