@@ -93,7 +93,8 @@ NAMES: dict[str, Name] = {
     "enc_mask_scale": Name(
         "context_scale masks",
         f"share of the picture that is context; up to {SMALL:g} it stays whole and the targets lie elsewhere (masks "
-        "small_context), above that targets are cut out of it (multiblock; the paper has 0.85-1)",
+        "small_context), above that targets are cut out of it (multiblock; the paper has 0.85-1, which was better in a "
+        "short run: assets/results/small-context.json)",
         (0.15, 0.2),
     ),
     "pred_mask_scale": Name("target_scale", "share of the picture that a block to predict covers", (0.15, 0.2)),
