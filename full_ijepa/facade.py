@@ -28,6 +28,7 @@ from full_ijepa.evaluate.run import load_run
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import Run, pretrain
 from full_ijepa.vit import SIZES, Encoder
+from toy_ijepa.patches import grid_size
 from toy_ijepa.recipe import lookup
 
 SMALL = 0.5  # share of the picture up to which a context stays whole and the targets lie elsewhere
@@ -289,11 +290,11 @@ def least_of(config: JEPAConfig, whole: bool) -> int | None:
     """
     if config.min_keep is None or not whole:
         return None if config.min_keep is None else config.min_keep + 1
-    side, low = config.image_size // config.patch_size, min(config.enc_mask_scale)
-    patches = max(round(side * low**0.5), 1) ** 2
+    (h, w), share = grid_size(config.image_size, config.patch_size), min(config.enc_mask_scale)
+    patches = max(round(h * share**0.5), 1) * max(round(w * share**0.5), 1)
     if patches <= config.min_keep:
         raise ValueError(
-            f"a context of {patches} patches (enc_mask_scale {low} of {side}x{side}) does not keep more than min_keep "
+            f"a context of {patches} patches (enc_mask_scale {share} of {h}x{w}) does not keep more than min_keep "
             f"{config.min_keep}"
         )
     return None

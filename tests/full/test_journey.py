@@ -70,7 +70,7 @@ def numbers(root) -> list[str]:
 KINDS = {
     microscopy: (["16"], (1, "uint16"), "accuracy", "1 channel of uint16"),
     channels: (["16"], (5, "uint16"), "accuracy", "5 channels of uint16"),
-    strips: (["12", "48"], (3, "uint8"), "auroc", "60x12"),
+    strips: (["12", "48"], (3, "uint8"), "auroc", "12 x 60 px"),
     numbers: (["16"], (1, "float32"), "r2", "1 channel of float32"),
 }
 
