@@ -142,8 +142,9 @@ def test_readme_names_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert "make toy" in text
     assert "make test" in text
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / path).exists(), path
+    for page in (ROOT / "README.md", ROOT / "full_ijepa" / "README.md"):
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), path
 
 
 def test_environment_has_the_pins_of_pyproject():

@@ -28,17 +28,28 @@ SETS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
     "flowers102": ("Flowers102", {"split": "train"}, {"split": "test"}),
     "food101": ("Food101", {"split": "train"}, {"split": "test"}),
     "gtsrb": ("GTSRB", {"split": "train"}, {"split": "test"}),
+    "fer2013": ("FER2013", {"split": "train"}, {"split": "test"}),
     "imagenette": ("Imagenette", {"split": "train"}, {"split": "val"}),
+    # The paper's; torchvision has its training and validation pictures as one part, so figures are not the paper's.
+    "inaturalist18": ("INaturalist", {"version": "2018"}, None),
+    "inaturalist21-mini": ("INaturalist", {"version": "2021_train_mini"}, {"version": "2021_valid"}),
     "kmnist": ("KMNIST", {"train": True}, {"train": False}),
     "mnist": ("MNIST", {"train": True}, {"train": False}),
+    "omniglot": ("Omniglot", {"background": True}, None),  # its other part has other characters
     "oxfordiiitpet": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
+    "pcam": ("PCAM", {"split": "train"}, {"split": "test"}),  # needs h5py
     "places365": ("Places365", {"split": "train-standard", "small": True}, {"split": "val", "small": True}),
+    "qmnist": ("QMNIST", {"what": "train"}, {"what": "test"}),
     "renderedsst2": ("RenderedSST2", {"split": "train"}, {"split": "test"}),
+    "semeion": ("SEMEION", {}, None),
     "stanfordcars": ("StanfordCars", {"split": "train"}, {"split": "test"}),
     "sun397": ("SUN397", {}, None),
     "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
     "usps": ("USPS", {"train": True}, {"train": False}),
 }
+
+
+BY_HAND = ("FER2013",)  # those that torchvision does not download
 
 
 class Pictures:
@@ -69,7 +80,10 @@ def fetch(name: str, split: str) -> tuple[Pictures, Tensor, tuple[str, ...]]:
     """
     kind, train, test = SETS[name]
     source = part_of(name, kind, train)
-    all_labels, names = labels_of(source), [str(label) for label in getattr(source, "classes", ())]
+    all_labels, names = (
+        labels_of(source),
+        [str(label) for label in getattr(source, "classes", getattr(source, "all_categories", ()))],
+    )
     values = all_labels.unique()  # CLEVR's counts begin at 3
     classes = tuple(names[v] if v < len(names) else str(v) for v in values.tolist())
     if test is None:
@@ -92,6 +106,8 @@ def part_of(name: str, kind: str, arguments: dict[str, Any]) -> Any:
     make = partial(getattr(datasets, kind), root, **arguments)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if kind in BY_HAND:
+            return make()
         try:
             return make(download=False)
         except (OSError, RuntimeError):
@@ -104,5 +120,12 @@ def labels_of(source: Any) -> Tensor:
     """All labels of a torchvision set without decoding its pictures; each keeps them under a name of its own."""
     for name in ("targets", "labels", "_labels", "y"):
         if hasattr(source, name):
-            return torch.as_tensor(np.asarray(getattr(source, name))).long()
-    return torch.tensor([label for _, label in source._samples])
+            found = torch.as_tensor(np.asarray(getattr(source, name))).long()
+            return found if found.dim() == 1 else found[:, 0]  # QMNIST's first column is the digit
+    if hasattr(source, "index"):  # iNaturalist's pairs of category and file
+        return torch.tensor([label for label, _ in source.index])
+    if hasattr(source, "h5py"):  # PCAM's labels lie in a file
+        with source.h5py.File(source._base_folder / source._FILES[source._split]["targets"][0]) as file:
+            return torch.from_numpy(file["y"][:].astype(np.int64)).flatten()
+    pairs = source._flat_character_images if hasattr(source, "_flat_character_images") else source._samples
+    return torch.tensor([label for _, label in pairs])

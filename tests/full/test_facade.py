@@ -257,8 +257,8 @@ def test_the_table_is_made_of_the_code():
     assert len(rows) == sum(not entry.same_as for entry in NAMES.values())
     assert all(len(row) == 4 for row in rows), "no note holds the table's own sign"
     assert table() in JEPAConfig.__doc__
-    readme = (ROOT / "README.md").read_text()
-    assert "full_ijepa/facade.py" in readme
+    readme = (ROOT / "full_ijepa" / "README.md").read_text()
+    assert "(facade.py)" in readme
     assert "full_ijepa.create_model(" in readme
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from full_ijepa.evaluate.features import labelled
-from full_ijepa.evaluate.sets import SETS, fetch, labels_of
+from full_ijepa.evaluate.sets import BY_HAND, SETS, fetch, labels_of
 from toy_ijepa.folders import DataError
 
 
@@ -105,11 +105,36 @@ def test_grey_digits_become_colour(downloads):
     assert (labels.tolist(), brightness(pictures)) == ([1, 0, 1], [0, 1, 2])
 
 
+def test_inaturalist_is_read_as_it_is_laid_out(downloads):
+    for number, kind in enumerate(("Aves", "Fungi", "Aves")):  # species are numbered through
+        for n in range(5):
+            paint(downloads / "2018" / kind / f"{number:04}" / f"{n}.jpg", 20 + 50 * number + n)
+    parts = [fetch("inaturalist18", split) for split in ("train", "test")]
+    assert parts[0][2] == parts[1][2]
+    assert [len(labels) for _, labels, _ in parts] == [12, 3]
+    for pictures, labels, classes in parts:
+        for label, grey in zip(labels.tolist(), brightness(pictures), strict=True):
+            assert (grey - 20) // 50 == int(classes[label].rpartition("/")[2])
+
+
+def test_pictures_in_one_file_of_hdf5(downloads):
+    h5py = pytest.importorskip("h5py")
+    (downloads / "pcam").mkdir(parents=True)
+    for kind, key, values in (
+        ("x", "images", np.full((2, 96, 96, 3), 90, np.uint8)),
+        ("y", "targets", np.array([1, 0], np.uint8).reshape(2, 1, 1, 1)),
+    ):
+        with h5py.File(downloads / "pcam" / datasets.PCAM._FILES["train"][key][0], "w") as file:
+            file[kind] = values
+    pictures, labels, classes = fetch("pcam", "train")
+    assert (labels.tolist(), classes, brightness(pictures)) == ([1, 0], ("0", "1"), [90, 90])
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_arguments_are_those_of_torchvision(name):
     kind, train, test = SETS[name]
     known = [inspect.signature(c.__init__).parameters for c in getattr(datasets, kind).__mro__[:2]]
-    for key in {"download", *train, *(test or {})}:
+    for key in {*train, *(test or {})} | (set() if kind in BY_HAND else {"download"}):
         assert any(key in parameters for parameters in known), f"{kind} has no {key}"
 
 
@@ -117,6 +142,10 @@ def test_labels_under_any_name():
     for name in ("targets", "labels", "_labels", "y"):
         holder = type("Source", (), {name: [2, 0, 1]})()
         assert torch.equal(labels_of(holder), torch.tensor([2, 0, 1]))
+    assert labels_of(type("Digits", (), {"targets": torch.tensor([[2, 9], [0, 8]])})()).tolist() == [2, 0]
+    for name in ("index", "_flat_character_images", "_samples"):
+        holder = type("Source", (), {name: [(2, "a"), (0, "b")] if name == "index" else [("a", 2), ("b", 0)]})()
+        assert labels_of(holder).tolist() == [2, 0]
 
 
 def test_a_set_that_cannot_be_had_says_where_it_belongs(downloads, monkeypatch):
