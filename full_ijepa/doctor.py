@@ -186,10 +186,12 @@ def momentum(c: Chart) -> Iterator[Finding]:
         left *= row["momentum"] ** (row["step"] - before)
         before = row["step"]
     if left > LEFT:
+        first = momentum_for(int(before))
+        lower = f"a momentum of at most {first:.3f} at the start, or " if first > 0.5 else ""  # 0.5 is no average
         yield Finding(
             "momentum too high for the run length",
             f"after {before} steps {left:.0%} of the target's random start is left (momentum {c.recipe.momentum[0]})",
-            f"a momentum of at most {momentum_for(int(before)):.3f} at the start, or a longer run",
+            f"{lower}a longer run",
         )
 
 
@@ -215,7 +217,13 @@ def rate(c: Chart) -> Iterator[Finding]:
 
 def nothing(c: Chart) -> Iterator[Finding]:
     """A probe that cannot tell the trained encoder from a random one."""
-    if c.scores and c.scores[0] < c.scores[1] + GAIN:
+    if c.scores and c.scores[1] > 100 - GAIN:
+        yield Finding(
+            "the probe says nothing here",
+            f"a random encoder has {c.scores[1]:.1f} % already",
+            "classes that brightness or colour tells apart need no features: judge by a harder task",
+        )
+    elif c.scores and c.scores[0] < c.scores[1] + GAIN:
         yield Finding(
             "no better than random",
             f"kNN {c.scores[0]:.1f} %, a random encoder {c.scores[1]:.1f} %",

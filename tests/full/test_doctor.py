@@ -201,6 +201,11 @@ def test_the_best_checkpoint_is_looked_at_when_asked(tmp_path, recipe):
         chart_of(out, "999")
 
 
+def test_a_probe_that_everybody_passes_is_named(healthy):
+    assert names(replace(healthy, scores=(100.0, 100.0))) == ["the probe says nothing here"]
+    assert names(replace(healthy, scores=(99.5, 98.0))) == []
+
+
 def test_unreadable_pictures_are_named(healthy):
     rows = [row | dict(skipped=3) for row in healthy.rows]
     assert names(replace(healthy, rows=rows)) == ["unreadable pictures"]
