@@ -58,6 +58,7 @@ def look(
     data: Positional[str],
     most: int = OPENED,
     stack: Literal["channels", "max", "mean"] = "channels",
+    table: Table = NO_TABLE,
     out: Path | None = None,
 ) -> int:
     """Say what pictures are, what is wrong with them, and which recipe to start with.
@@ -66,11 +67,12 @@ def look(
         data: a name, folder:PATH, or the path of a folder
         most: pictures opened, evenly spread; all others are only counted
         stack: what pages of a stack are, as for pretrain
+        table: of labels beside a folder
         out: an HTML file to write too, with pictures, histograms and pairs of near copies
     """
     from full_ijepa import look, lookpage  # a slow import, as are those of other commands: only theirs waits for it
 
-    found = look.look(data, most, stack)
+    found = look.look(data, most, stack, table)
     print(lookpage.text(found))
     if out:
         print(f"written: {lookpage.write(found, out)}")

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from full_ijepa import labels
 from full_ijepa.data import SMALL, folder_of
 from full_ijepa.evaluate.features import split_files
 from full_ijepa.formats import SUFFIXES, Kind, Stack
+from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
 from full_ijepa.twins import OUTLINE, Twin, outline, twins
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
-from toy_ijepa.folders import LOOKS, find
+from toy_ijepa.folders import LOOKS, find, pictures_below
 
 OPENED = 10_000  # pictures opened; all others are only counted
 SAMPLE = 1_000_000  # values of a channel that histogram and percentiles are made of
@@ -145,25 +147,34 @@ def name_of(data: str) -> str:
     return f"folder:{data}" if data not in known and Path(data).expanduser().is_dir() else data
 
 
-def look(data: str, most: int = OPENED, stack: Stack = "channels") -> Look:
+def look(data: str, most: int = OPENED, stack: Stack = "channels", table: Table = NO_TABLE) -> Look:
     """Look at a set: a name, folder:PATH, or the path of a folder; at most `most` pictures are opened.
 
-    Raises DataError (a ValueError) if there are no pictures, or none of those to train on can be read.
+    table  of labels beside the pictures of a folder, which then divides them
+    Raises DataError (a ValueError) if there are no pictures, none of those to train on can be read, or the table has
+    mistakes.
     """
     if most < 2:
         raise DataError(f"a look at {most} pictures says nothing; at least 2 are needed")
     data = name_of(data)
     notes: list[str] = []
+    if table and not data.startswith("folder:"):
+        raise DataError(f"a table of labels goes with a folder of pictures, not with {data!r}")
     if data in SMALL and not stand_in(data).is_dir():
         pixels, kinds, parts = PHOTOGRAPHS, Counter(), tensors(data)
     else:
         root = stand_in(data) if data in SMALL else folder_of(data)
-        files = {"train": find(root, "train", SUFFIXES)[0]}
-        try:
-            files["test"] = split_files(root, "test")[0]
-        except DataError as error:
-            notes.append(f"no test split: {error}")
-        if not (root / "train").is_dir() and "test" in files:
+        files = {} if table else {"train": find(root, "train", SUFFIXES)[0]}
+        if table:
+            root = Path(os.path.realpath(root))  # as the table's pictures are named
+            files, said = tabled(root, table)
+            notes.append(said)
+        else:
+            try:
+                files["test"] = split_files(root, "test")[0]
+            except DataError as error:
+                notes.append(f"no test split: {error}")
+        if not table and not (root / "train").is_dir() and "test" in files:
             notes.append(
                 "there is no train/ and test/: every fifth picture of a class is set aside to test, by name. Where "
                 "neighbours look alike (frames of a film, slices of a body), divide the folder yourself"
@@ -179,6 +190,22 @@ def look(data: str, most: int = OPENED, stack: Stack = "channels") -> Look:
     splits = [replace(split, copies=tuple(twins(outlines))) for split, _, outlines in opened]
     leaks = twins(opened[-1][2], opened[0][2]) if len(opened) > 1 else []
     return Look(data, pixels, kinds, tuple(splits), opened[0][1], tuple(leaks), tuple(notes))
+
+
+def tabled(root: Path, table: Table) -> tuple[dict[str, list[tuple[Path, str]]], str]:
+    """Files to train on and to test on by a table of labels, with the class of each ("" for tags, numbers and none)."""
+    known = labels.read(table, root)
+    task = labels.task_of(known.train.labels)
+    files = {}
+    for name, part in (("train", known.train), ("test", known.test)):
+        called = [known.names[n] for n in part.labels.tolist()] if task == "classes" else [""] * len(part)
+        files[name] = list(zip(part.files, called, strict=True))
+    listed = {path for found in files.values() for path, _ in found}
+    base = root / "train" if (root / "train").is_dir() else root
+    files["train"] += [(p, "") for p, _ in pictures_below(base, SUFFIXES) if p not in listed | known.withheld]
+    groups = "" if known.train.groups is None else f", {len({*known.train.groups.tolist()})} groups to train on"
+    what = f"{len(known.names)} {task}" if task != "numbers" else "numbers"
+    return files, f"{', '.join(table.label_column)}: {what}; divided by {known.division}{groups}"
 
 
 def stand_in(data: str) -> Path:

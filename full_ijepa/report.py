@@ -203,7 +203,7 @@ def looked(recipes: dict[str, Recipe]) -> list[str]:
     for data, recipe in recipes.items():
         parts.append(f"<h2>Pictures: {escaped(short(data))}</h2>")
         try:
-            parts += lookpage.sections(look(data, LOOKED, recipe.stack), 3)
+            parts += lookpage.sections(look(data, LOOKED, recipe.stack, Table.of(recipe)), 3)
         except DataError as error:
             parts.append(f"<p>No look at them: {escaped(str(error))}</p>")
     return parts

@@ -82,9 +82,10 @@ def test_from_a_look_to_features_elsewhere(tmp_path, capsys, made):
     root.mkdir()
     table = made(root)
     data = f"folder:{root}"
-    assert main(["look", data, "--out", str(tmp_path / "look.html")]) == 0
+    assert main(["look", data, *table, "--out", str(tmp_path / "look.html")]) == 0
     said = capsys.readouterr().out
     assert looks in said
+    assert ("groups to train on" in said) == (made is microscopy)
     assert "python -m full_ijepa pretrain" in said
     line = ["pretrain", "smoke", "--data", data, "--out", str(run), "--image-size", *sides, *SHORT.split(), *table]
     assert main(line) == 0
