@@ -71,11 +71,11 @@ def names(source: str) -> tuple[set[str], set[str]]:
 
 
 def excerpt(cells: list[NotebookNode], text: str) -> list[NotebookNode]:
-    """The code cell that holds a text, the one after it, and those before them that make what they use."""
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    last = next(n for n, cell in enumerate(code) if text in cell.source) + 1
-    kept, wanted = code[last - 1 : last + 1], names(code[last].source)[1] | names(code[last - 1].source)[1]
-    for cell in reversed(code[: last - 1]):
+    """The code cell that holds a text, the cell after it, and those before them that make what they use."""
+    found = next(n for n, cell in enumerate(cells) if cell.cell_type == "code" and text in cell.source)
+    kept = [cell for cell in cells[found : found + 2] if cell.cell_type == "code"]
+    wanted = set().union(*(names(cell.source)[1] for cell in kept))
+    for cell in reversed([cell for cell in cells[:found] if cell.cell_type == "code"]):
         made, used = names(cell.source)
         if wanted & (made | set(PARTS.findall(cell.source))):
             kept, wanted = [cell, *kept], (wanted - made) | used
@@ -91,6 +91,8 @@ class LabServer:
         folders = {name: home / name for name in names}
         for folder in folders.values():
             folder.mkdir()
+        for name in ("toy_ijepa", "full_ijepa", "assets"):  # where processes that a chapter starts look for them
+            (self.files / name).symlink_to(ROOT / name)
         for name, values in SETTINGS.items():
             path = folders["settings"] / "@jupyterlab" / f"{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)
