@@ -26,7 +26,7 @@ from full_ijepa.journal import Journal, check_boards
 from full_ijepa.labels import task_of
 from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
-from toy_ijepa.diagnostics import Health, health
+from toy_ijepa.diagnostics import LOW_STD, Health, health
 from toy_ijepa.probing import features
 from toy_ijepa.schedules import cosine, warmup_cosine
 from toy_ijepa.training import NonFiniteLossError, make_optimisers, uses_bf16
@@ -376,9 +376,12 @@ class Loop:
         return dict(knn=found, knn_doubt=200 * math.sqrt(share * (1 - share) / len(labels)))
 
     def compare(self, row: dict[str, float]) -> dict[str, float]:
-        """Keep this step if it is the best so far; what history says of it. Never by loss, which tells nothing."""
+        """Keep this step if it is the best so far; what history says of it. Never by loss, which tells nothing.
+
+        TRAP: rank and kNN do not see how large features are; a collapsed step may be best by both; it counts 0.
+        """
         t = self.trainer
-        now = checkpoint.Best(t.step, self.judge, row[self.judge])
+        now = checkpoint.Best(t.step, self.judge, row[self.judge] if row["std"] >= LOW_STD else 0.0)
         better = math.isfinite(now.value) and (self.best is None or now.value > self.best.value)
         if t.world.any(t.world.leads and better):  # numbers of other processes may differ in the last digit
             failed = t.save_best(self.folder, now)

@@ -66,11 +66,13 @@ def loss_of(out: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(out, y, reduction="sum") / len(y)
 
 
-def worth(out: Tensor, y: Tensor) -> float:
-    """What a choice on held-out samples goes by: accuracy of classes, else the loss, so that more is better."""
-    if task_of(y) == "classes":
-        return (out.argmax(-1) == y).double().mean().item()
-    return -loss_of(out, y).item()
+def worth(out: Tensor, y: Tensor) -> tuple[float, ...]:
+    """What a choice on held-out samples goes by: accuracy of classes, then the loss, so that more is better.
+
+    TRAP: on few held-out samples many rates have the same accuracy, the lowest among them, which has hardly learned.
+    """
+    loss = -loss_of(out, y).item()
+    return ((out.argmax(-1) == y).double().mean().item(), loss) if task_of(y) == "classes" else (loss,)
 
 
 def answer(out: Tensor, y: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ ROOMS = {
     8: {"mae"},
     9: {f"full_ijepa.{room}" for room in ("recipes", "vit", "masking", "methods", "data", "train", "interop")},
     10: {"full_ijepa.evaluate", "full_ijepa.report"},
-    11: {"folders", "full_ijepa.doctor", "widgets.search"},
+    11: {"folders", "widgets.search"} | {f"full_ijepa.{room}" for room in ("doctor", "pixels", "labels", "embedding")},
     12: {"full_ijepa.cost", "full_ijepa.dashboard", "bench"},
 }
 # What looks ahead: the welcome, and one widget. The chapters after them may not.

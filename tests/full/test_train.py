@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,16 @@ def test_the_best_is_kept_by_probe_although_the_run_goes_on_to_fall(tmp_path, re
     said = capsys.readouterr().err
     assert "best: step 6 by kNN 55.0 % of 15; --checkpoint best" in said
     assert said.count("warning: falling since step 6: kNN 20.0 % at step 15, 55.0 % at step 6") == 1
+
+
+def test_a_collapsed_step_is_never_the_best(tmp_path, recipe, monkeypatch):
+    """Rank and kNN may be highest where all features are the same."""
+    scripted(monkeypatch, [40.0, 55.0, 60.0, 70.0, 80.0])
+    watch, shrunk = Trainer.watch, iter([1.0, 1.0, *[0.0] * 20])
+    few = recipe.replace(probe_epochs=0.4, log_every=3)
+    monkeypatch.setattr(Trainer, "watch", lambda self: (replace(watch(self)[0], std=next(shrunk)), 0.0))
+    rows = run(few, tmp_path / "run").rows
+    assert [row["step"] for row in rows if bests(row)] == [3, 6]
 
 
 def test_a_continued_run_remembers_the_best(tmp_path, recipe, monkeypatch):
