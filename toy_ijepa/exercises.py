@@ -48,10 +48,11 @@ def agree(
     """Raise AssertionError unless `answer` is `right` up to `tolerance`.
 
     causes  likely mistakes, each with the tensor it leads to; the message names the one that fits the answer
-    where   what is special about a second case, "patches of 4 pixels" for instance; the answer may then also be what
-            `attempt` returns, and the message says that the first case was right
+    where   what is special about a second case, "patches of 4 pixels" for instance; the message says that the first
+            case was right
+    The answer may also be an exception that `attempt` returns.
     """
-    if isinstance(answer, NotImplementedError):
+    if isinstance(answer, NotImplementedError | AssertionError):
         raise answer
     first = f"right at first, wrong for {where}: " if where else ""
     if isinstance(answer, Exception):
