@@ -214,6 +214,14 @@ def test_wrong_answers_are_rejected(name, exercise, answer):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_first_cell_brings_no_whole_module(name):
+    """A module would bring functions along that are answers; the cells below an answer import what they need."""
+    imports = [n for n in ast.walk(ast.parse(cells(name)["setup"].source)) if isinstance(n, ast.ImportFrom)]
+    modules = {a.name for n in imports if n.module in ("toy_ijepa", "full_ijepa") for a in n.names}
+    assert modules <= {"course", "exercises", "shapes"}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_first_cell_does_not_hand_over_an_answer(name):
     for exercise, answer in handed_over(name):
         accepted = False
