@@ -131,6 +131,15 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "one image without the generator": """
+                allowed = marked(block, patches) & ~marked(targets, patches)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context left")
+                ticket = torch.rand(B, patches, generator=generator)
+                ticket[0] = torch.rand(patches)
+                return ticket.masked_fill(~allowed, -1).topk(count).indices
+            """,
             "generator ignored": """
                 allowed = marked(block, patches) & ~marked(targets, patches)
                 count = int(allowed.sum(1).min())

@@ -9,6 +9,12 @@ def runs(**changes: str) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "norms stay behind": """
+                for t, o in zip(target.modules(), online.modules(), strict=True):
+                    if isinstance(t, nn.Linear):
+                        t.weight.lerp_(o.weight, 1 - momentum)
+                        t.bias.lerp_(o.bias, 1 - momentum)
+            """,
             "only parameters with a gradient (a target encoder has none)": """
                 for t, o in zip(target.parameters(), online.parameters(), strict=True):
                     if t.requires_grad:

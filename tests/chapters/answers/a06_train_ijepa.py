@@ -76,6 +76,17 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "down in four stairs": """
+                if progress < warmup:
+                    return peak * progress / warmup
+                x = math.floor((progress - warmup) / (1 - warmup) * 4 + 1e-9) / 4
+                return peak * (1 + math.cos(math.pi * x)) / 2
+            """,
+            "down as after a warm-up of a fifth": """
+                if progress < warmup:
+                    return peak * progress / warmup
+                return peak * (1 + math.cos(math.pi * (progress - warmup) / 0.8)) / 2
+            """,
             "warm-up eased in and out (3x^2 - 2x^3)": """
                 if progress < warmup:
                     x = progress / warmup
@@ -206,6 +217,9 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "SGD": groups("p.ndim == 2").replace("AdamW", "SGD"),
+            "Adam, whose decay is a part of the gradient": groups("p.ndim == 2").replace("AdamW", "Adam"),
+            "a rate of 0.1, whatever is asked": groups("p.ndim == 2").replace("lr=rate", "lr=0.1"),
             "as it was: by name": "return optimiser_broken(model, rate, decay)",
             "by name, without norms": groups("'weight' in name and 'norm' not in name"),
             "more than one axis: the mask token decays": groups("p.ndim > 1"),

@@ -37,6 +37,7 @@ def probe(**changes: str) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "absolute cosines": vote(weights="(cosine.abs() / temperature).exp()"),
             "classes hard-wired to 4": """
                 mean, classes = train.mean(0), 4
                 bank, queries = F.normalize(train - mean, dim=1), F.normalize(test - mean, dim=1)
@@ -84,6 +85,8 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "only the large penalties": probe().replace("in PENALTIES", "in (1.0, 0.1)"),
+            "standardised in place": probe().replace("(train - mean) / std, ", "train.sub_(mean).div_(std), "),
             "penalty fixed to 1.0": """
                 mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
                 x, x_test = (train - mean) / std, (test - mean) / std

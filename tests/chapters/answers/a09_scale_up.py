@@ -57,6 +57,7 @@ def predicted(**changes: object) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "the list is emptied": step(each="if (x is micros[-1][0]): micros.clear()"),
             "outputs hard-wired: sum of squares over 2 * samples": """
                 samples, total = sum(len(x) for x, _ in micros), 0.0
                 optimiser.zero_grad()
@@ -146,6 +147,7 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "48 samples, whatever is given": loop(steps="epochs * 48 // batch"),
             "silent bug 3: schedule and target run on micro-batches": loop(
                 progress="number / steps", each="pass", last="pass"
             ).replace("    return rates", f"        {FOLLOW}\n    return rates"),
