@@ -7,12 +7,13 @@ An exercise shows what is right beside what the reader wrote, also while that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from toy_ijepa import drawings, plots
 
@@ -31,25 +32,90 @@ def told(value: Any) -> str:
         return "not written yet"
     if isinstance(value, Exception):
         return f"raised {type(value).__name__}"
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    words = " ".join(f"{type(value).__name__} {value}".split())
+    return words if len(words) <= 60 else f"{words[:56]} ..."
 
 
-def agree(answer: Any, right: Tensor, causes: Mapping[str, Tensor] | None = None, tolerance: float = 1e-4) -> None:
+def agree(
+    answer: Any,
+    right: Tensor,
+    causes: Mapping[str, Tensor] | None = None,
+    tolerance: float = 1e-4,
+    where: str = "",
+) -> None:
     """Raise AssertionError unless `answer` is `right` up to `tolerance`.
 
     causes  likely mistakes, each with the tensor it leads to; the message names the one that fits the answer
+    where   what is special about a second case, "patches of 4 pixels" for instance; the message says that the first
+            case was right
+    The answer may also be an exception that `attempt` returns.
     """
+    if isinstance(answer, NotImplementedError | AssertionError):
+        raise answer
+    first = f"right at first, wrong for {where}: " if where else ""
+    if isinstance(answer, Exception):
+        words = f"it raises {type(answer).__name__} ({answer}); is a size written as a number that should be read?"
+        raise AssertionError(first + words)
     if not isinstance(answer, Tensor):
-        raise AssertionError(f"the answer is {told(answer)}, not a tensor (is a `return` missing?)")
+        raise AssertionError(f"{first}the answer is {told(answer)}, not a tensor (is a `return` missing?)")
     if close(answer, right, tolerance):
         return
     for cause, wrong in (causes or {}).items():
         if close(answer, wrong, tolerance):
-            raise AssertionError(cause)
+            raise AssertionError(first + cause)
     if answer.shape != right.shape:
-        raise AssertionError(f"the shape is {tuple(answer.shape)} instead of {tuple(right.shape)}")
-    share = torch.isclose(answer.double(), right.double(), atol=tolerance, rtol=tolerance).double().mean().item()
-    raise AssertionError(f"the shape is right, but only {share:.0%} of the numbers are")
+        raise AssertionError(f"{first}the shape is {tuple(answer.shape)} instead of {tuple(right.shape)}")
+    same = torch.isclose(answer.double(), right.double(), atol=tolerance, rtol=tolerance)
+    place = tuple((~same).nonzero()[0].tolist())
+    words = f"at {list(place)} stands {answer[place].item():.4g}, wanted is {right[place].item():.4g}"
+    raise AssertionError(f"{first}the shape is right, but only {same.double().mean():.0%} of the numbers are; {words}")
+
+
+def untouched(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns. AssertionError if it has written into one of the tensors that it was given."""
+    before = [a.clone() if isinstance(a, Tensor) else None for a in arguments]
+    answer = function(*arguments)
+    for name, old, new in zip(inspect.signature(function).parameters, before, arguments, strict=False):
+        if old is not None and not torch.equal(old, new):
+            raise AssertionError(f"`{name}` was changed: `+=`, `/=` and names that end in _ write into what was given")
+    return answer
+
+
+def learnable(function: Callable[..., Tensor], *arguments: Any, fixed: Collection[str] = ()) -> None:
+    """Raise AssertionError unless a gradient comes back to every argument that may learn.
+
+    Those are tensors of floats and the parameters of modules, except for arguments named in `fixed`.
+    """
+    learners, given = {}, []
+    for name, value in zip(inspect.signature(function).parameters, arguments, strict=False):
+        if isinstance(value, nn.Module) and name not in fixed:
+            learners[name] = list(value.parameters())
+        if isinstance(value, Tensor) and value.is_floating_point() and name not in fixed:
+            learners[name] = [value.detach().clone().requires_grad_()]
+            value = learners[name][0] * 1.0  # no leaf: an answer may work in place
+        given.append(value)
+    answer = function(*given)
+    flat = [p for parameters in learners.values() for p in parameters]
+    found = torch.autograd.grad(answer.square().sum(), flat, allow_unused=True) if answer.requires_grad else ()
+    reached = {id(p) for p, gradient in zip(flat, found, strict=False) if gradient is not None}
+    cut = [name for name, parameters in learners.items() if any(id(p) not in reached for p in parameters)]
+    if cut:
+        raise AssertionError(f"no gradient reaches `{cut[0]}`: something cuts it off (`detach`, `.data`, `no_grad`)")
+
+
+def drawn(draw: Callable[[Generator], Any], what: str) -> None:
+    """Raise AssertionError unless `draw` takes its random numbers from the generator that it is given.
+
+    Two draws with one generator have to differ, and generators of the same seed have to lead to the same.
+    """
+    generator, twin = (torch.Generator().manual_seed(1) for _ in range(2))
+    first, second, again = (torch.as_tensor(draw(g)) for g in (generator, generator, twin))
+    if torch.equal(first, second):
+        raise AssertionError(f"{what}: two draws with one generator are the same; use it, and do not seed another one")
+    if not torch.equal(first, again):
+        raise AssertionError(f"{what}: the same seed leads to another draw; pass `generator` to every call that draws")
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -205,12 +205,21 @@ class TestNotebook:
         assert re.search(rf"\| \[{name}\]\({name}\.ipynb\) \|.*\| {minutes} \| {points} \|", readme)
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")  # a wrong answer to 6.4
 @pytest.mark.parametrize(("name", "exercise", "answer"), stored("wrong"))
 def test_wrong_answers_are_rejected(name, exercise, answer):
     with pytest.raises(Exception) as caught:  # noqa: PT011 (a wrong answer may raise anything)
         check(name, exercise, answers(name)[exercise]["wrong"][answer], hidden=False)
     assert not isinstance(caught.value, SyntaxError | NameError), "the stored answer itself is broken"
     assert str(caught.value), "the failure says nothing"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_cell_brings_no_whole_module(name):
+    """A module would bring functions along that are answers; the cells below an answer import what they need."""
+    imports = [n for n in ast.walk(ast.parse(cells(name)["setup"].source)) if isinstance(n, ast.ImportFrom)]
+    modules = {a.name for n in imports if n.module in ("toy_ijepa", "full_ijepa") for a in n.names}
+    assert modules <= {"course", "exercises", "shapes"}
 
 
 @pytest.mark.parametrize("name", NAMES)

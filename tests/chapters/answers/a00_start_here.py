@@ -3,6 +3,9 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "only the first 32 columns": "return image[:, :, :32].permute(1, 2, 0)",
+            "sizes hard-wired to 20 x 32": "return image.reshape(3, -1).T.reshape(20, 32, 3)",
+            "height hard-wired, axes moved per row": "return torch.stack([image[:, r].T for r in range(20)])",
             "another library's array": "return image.permute(1, 2, 0).numpy()",
             "reshape for permute": "return image.reshape(*image.shape[1:], 3)",
             "lying on its side": "return image.transpose(0, 2)",
@@ -27,6 +30,16 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "64 hard-wired": """
+                _, M, T = masks.targets.shape
+                K = masks.context.shape[1]
+                return {"context encoder": K, "target encoder": 64, "predictions": M * T}
+            """,
+            "M hard-wired to 4": """
+                _, M, T = masks.targets.shape
+                K = masks.context.shape[1]
+                return {"context encoder": K, "target encoder": patches, "predictions": 4 * T}
+            """,
             "every patch that is no target is context": """
                 _, M, T = masks.targets.shape
                 hidden = len(set(masks.targets[0].flatten().tolist()))

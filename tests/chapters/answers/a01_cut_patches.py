@@ -31,6 +31,23 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "right bound compared with h": """
+                r, c = divmod(n, w)
+                return [m for m, ok in ((n - w, r > 0), (n - 1, c > 0), (n + 1, c + 1 < h), (n + w, r + 1 < h)) if ok]
+            """,
+            "off by one at the right: last column but one has no right neighbour": """
+                r, c = divmod(n, w)
+                return [m for m, ok in ((n - w, r > 0), (n - 1, c > 0), (n + 1, c < w - 2), (n + w, r + 1 < h)) if ok]
+            """,
+            "off by one at the left: column 1 has no left neighbour": """
+                r, c = divmod(n, w)
+                return [m for m, ok in ((n - w, r > 0), (n - 1, c > 1), (n + 1, c + 1 < w), (n + w, r + 1 < h)) if ok]
+            """,
+            "w hard-wired to 7, h to 4": """
+                h, w = 4, 7
+                r, c = divmod(n, w)
+                return [m for m, ok in ((n - w, r > 0), (n - 1, c > 0), (n + 1, c + 1 < w), (n + w, r + 1 < h)) if ok]
+            """,
             "not in order": """
                 row, column = divmod(n, w)
                 around = [(row, column - 1), (row, column + 1), (row - 1, column), (row + 1, column)]

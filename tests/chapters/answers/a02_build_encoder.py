@@ -3,6 +3,25 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "d hard-wired to 5": """
+                s = q @ k.transpose(-2, -1)
+                d = q.shape[-1]
+                return (s / 5 ** 0.5).softmax(-1) @ v
+            """,
+            "softmax by hand, overflows for large scores": """
+                s = q @ k.transpose(-2, -1)
+                d = q.shape[-1]
+                e = (s / d ** 0.5).exp()
+                return e / e.sum(-1, keepdim=True) @ v
+            """,
+            "scales q in place: the caller's queries change": """
+                q /= q.shape[-1] ** 0.5
+                return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            """,
+            "no gradient": """
+                with torch.no_grad():
+                    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
+            """,
             "scaled by the root of one size": "return (q @ k.transpose(-2, -1) / 2).softmax(-1) @ v",
             "not scaled": "return (q @ k.transpose(-2, -1)).softmax(-1) @ v",
             "softmax over the queries": "return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-2) @ v",
@@ -20,6 +39,10 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "N hard-wired to 6": """
+                real = torch.arange(6) < lengths[:, None]
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
+            """,
             "silent bug 1: True for padding": """
                 padding = torch.arange(k.shape[2]) >= lengths[:, None]
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=padding[:, None, None, :])
@@ -55,6 +78,21 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "gradient cut through the skip": """
+                x = x.detach() + attention(norm1(x))
+                return x.detach() + mlp(norm2(x))
+            """,
+            "no gradient at all": """
+                with torch.no_grad():
+                    x = x + attention(norm1(x))
+                    return x + mlp(norm2(x))
+            """,
+            "in place: the backward pass misses what was overwritten": """
+                x += attention(norm1(x))
+                x += mlp(norm2(x))
+                return x
+            """,
+            "norm1 twice": "return (y := x + attention(norm1(x))) + mlp(norm1(y))",
             "post-norm": """
                 x = norm1(x + attention(x))
                 return norm2(x + mlp(x))
@@ -71,11 +109,6 @@ ANSWERS = {
             """,
         },
         "right": {
-            "in place": """
-                x += attention(norm1(x))
-                x += mlp(norm2(x))
-                return x
-            """,
             "in one line": """
                 return (middle := x + attention(norm1(x))) + mlp(norm2(middle))
             """,
@@ -83,6 +116,10 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "no gradient reaches the patch embedding": """
+                with torch.no_grad():
+                    return gather_tokens(patch_embed(images) + positions, keep)
+            """,
             "as it was": """
                 x = gather_tokens(patch_embed(images), keep)
                 return x + positions[: keep.shape[1]]
@@ -98,6 +135,20 @@ ANSWERS = {
     },
     "ex5": {
         "wrong": {
+            "sharp enough for the test's grids only": """
+                N = h * w
+                n = torch.arange(N)
+                k = torch.eye(N)
+                t = torch.where(n % w == 0, n, n - 1)
+                return 8 * N ** 0.5 * k[t], k
+            """,
+            "a fixed scale, root of d forgotten, large enough for 28 patches": """
+                N = h * w
+                n = torch.arange(N)
+                k = torch.eye(N)
+                t = torch.where(n % w == 0, n, n - 1)
+                return 50 * k[t], k
+            """,
             "wraps round at the ends of rows": """
                 keys = torch.eye(h * w)
                 return 20 * (h * w) ** 0.5 * keys.roll(1, 0), keys

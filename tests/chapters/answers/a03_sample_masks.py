@@ -3,6 +3,33 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "same state for both draws": """
+                a, b = grid[0] - size[0] + 1, grid[1] - size[1] + 1
+                state = generator.get_state()
+                top = torch.randint(0, a, (count,), generator=generator)
+                generator.set_state(state)
+                return top, torch.randint(0, b, (count,), generator=generator)
+            """,
+            "generator forgotten for the column only": """
+                a, b = grid[0] - size[0] + 1, grid[1] - size[1] + 1
+                return torch.randint(0, a, (count,), generator=generator), torch.randint(0, b, (count,))
+            """,
+            "column from a new generator with a fixed seed: the same columns in every batch": """
+                a, b = grid[0] - size[0] + 1, grid[1] - size[1] + 1
+                own = torch.Generator().manual_seed(0)
+                return torch.randint(0, a, (count,), generator=generator), torch.randint(0, b, (count,), generator=own)
+            """,
+            "columns are not drawn: 0, 1, 2, ... in turn": """
+                a, b = grid[0] - size[0] + 1, grid[1] - size[1] + 1
+                return torch.randint(0, a, (count,), generator=generator), torch.arange(count) % b
+            """,
+            "randperm modulo places: a batch of one always gets 0": """
+                a, b = grid[0] - size[0] + 1, grid[1] - size[1] + 1
+                return torch.randperm(count, generator=generator) % a, torch.randperm(count, generator=generator) % b
+            """,
+            "places hard-wired to 4 and 5": """
+                return tuple(torch.randint(0, n, (count,), generator=generator) for n in (4, 5))
+            """,
             "a generator of its own": """
                 generator = torch.Generator().manual_seed(0)
                 top = torch.randint(0, grid[0] - size[0] + 1, (count,), generator=generator)
@@ -46,6 +73,18 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "aspect drawn evenly in its logarithm": """
+                import math
+                return uniform(0.15, 0.2, generator), math.exp(uniform(math.log(0.75), math.log(1.5), generator))
+            """,
+            "aspect from a short list": """
+                aspects = torch.linspace(0.75, 1.5, 16)
+                return uniform(0.15, 0.2, generator), aspects[torch.randint(16, (), generator=generator)].item()
+            """,
+            "aspect of a random side, then turned at random (h/w or w/h)": """
+                a = uniform(1.0, 1.5, generator)
+                return uniform(0.15, 0.2, generator), a if uniform(0, 1, generator) < 0.5 else max(1 / a, 0.75)
+            """,
             "the generator ignored": "return 0.15 + 0.05 * torch.rand(()).item(), 0.75 + 0.75 * torch.rand(()).item()",
             "one number folded: no correlation, and yet one number": """
                 u = torch.rand((), generator=generator).item()
@@ -92,6 +131,43 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "one image without the generator": """
+                allowed = marked(block, patches) & ~marked(targets, patches)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context left")
+                ticket = torch.rand(B, patches, generator=generator)
+                ticket[0] = torch.rand(patches)
+                return ticket.masked_fill(~allowed, -1).topk(count).indices
+            """,
+            "generator ignored": """
+                allowed = marked(block, patches) & ~marked(targets, patches)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context left")
+                return torch.rand(B, patches).masked_fill(~allowed, -1).topk(count).indices
+            """,
+            "ValueError only if all images are empty": """
+                allowed = marked(block, patches) & ~marked(targets, patches)
+                count = int(allowed.sum(1).min())
+                if not allowed.any():
+                    raise ValueError("no context left")
+                return torch.rand(B, patches, generator=generator).masked_fill(~allowed, -1).topk(count).indices
+            """,
+            "K = L - M*T": """
+                allowed = marked(block, patches) & ~marked(targets, patches)
+                count = block.shape[1] - targets[0].numel()
+                if count == 0:
+                    raise ValueError("no context left")
+                return torch.rand(B, patches, generator=generator).masked_fill(~allowed, -1).topk(count).indices
+            """,
+            "N hard-wired to 64": """
+                allowed = marked(block, 64) & ~marked(targets, 64)
+                count = int(allowed.sum(1).min())
+                if count == 0:
+                    raise ValueError("no context left")
+                return torch.rand(B, 64, generator=generator).masked_fill(~allowed, -1).topk(count).indices
+            """,
             "a generator of its own": """
                 generator = torch.Generator().manual_seed(0)
                 allowed = torch.zeros(B, patches, dtype=torch.bool).scatter_(1, block, True)
@@ -160,13 +236,24 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
-            "too little": 'return {"share": 0.38, "larger batch": "shrinks"}',
-            "too much": 'return {"share": 0.55, "larger batch": "shrinks"}',
-            "targets that never overlap": 'return {"share": 0.925 - 4 * 0.175, "larger batch": "shrinks"}',
-            "the context block alone": 'return {"share": 0.925, "larger batch": "shrinks"}',
-            "the batch does not matter": 'return {"share": 0.43, "larger batch": "stays"}',
-            "cut to the largest": 'return {"share": 0.43, "larger batch": "grows"}',
+            "context block forgotten": """
+                return {"share": (1 - 0.175) ** 4, "small block": (1 - 0.175) ** 4, "larger batch": "shrinks"}
+            """,
+            "three of four targets counted": """
+                return {"share": 0.925 * 0.825 ** 3, "small block": 0.45 * 0.825 ** 3, "larger batch": "shrinks"}
+            """,
+            "half, as a guess": """
+                return {"share": 0.5, "small block": 0.5, "larger batch": "shrinks"}
+            """,
+            "too little": 'return {"share": 0.38, "small block": 0.2, "larger batch": "shrinks"}',
+            "too much": 'return {"share": 0.55, "small block": 0.2, "larger batch": "shrinks"}',
+            "targets that never overlap": """
+                return {"share": 0.925 - 4 * 0.175, "small block": 0.0, "larger batch": "shrinks"}
+            """,
+            "the context block alone": 'return {"share": 0.925, "small block": 0.45, "larger batch": "shrinks"}',
+            "the batch does not matter": 'return {"share": 0.43, "small block": 0.2, "larger batch": "stays"}',
+            "cut to the largest": 'return {"share": 0.43, "small block": 0.2, "larger batch": "grows"}',
         },
-        "right": {"a rounder number": 'return {"share": 0.45, "larger batch": "shrinks"}'},
+        "right": {"rounder numbers": 'return {"share": 0.45, "small block": 0.2, "larger batch": "shrinks"}'},
     },
 }

@@ -3,6 +3,25 @@
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "adds to the given context in place": """
+                context += positions[context_idx]
+                return torch.cat([context, (mask_token + positions[target_idx]).flatten(1, 2)], 1)
+            """,
+            "mask token cut from the gradient: it never learns": """
+                seen = context + positions[context_idx]
+                asked = mask_token.data + positions[target_idx]
+                return torch.cat([seen, asked.flatten(1, 2)], 1)
+            """,
+            "sizes hard-wired: 12 questions, 8 wide": """
+                seen = context + positions[context_idx]
+                asked = mask_token.expand(2, 12, 8) + positions[target_idx.reshape(2, 12)]
+                return torch.cat([seen, asked], 1)
+            """,
+            "context features detached": """
+                B, K, E = context.shape
+                seen, asked = context + positions[context_idx], (mask_token + positions[target_idx]).flatten(1, 2)
+                return torch.cat([context.detach() + positions[context_idx], asked], 1)
+            """,
             "off by one: a class token's shift": """
                 N = len(positions)
                 seen = context + positions[(context_idx + 1) % N]
@@ -40,6 +59,17 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "shape of the test hard-wired: 3 images, 2 blocks, 24 wide": """
+                with torch.no_grad():
+                    x = F.layer_norm(encoder(images), (24,))
+                    return torch.stack([x[b][target_idx[b]] for b in range(3)]).reshape(3, 2, -1, 24)
+            """,
+            "freezes the encoder for good instead of no_grad": """
+                encoder.requires_grad_(False)
+                x = encoder(images)
+                x = F.layer_norm(x, x.shape[-1:])
+                return gather_tokens(x, target_idx.flatten(1)).unflatten(1, target_idx.shape[1:])
+            """,
             "a blind teacher, as it was": """
                 with torch.no_grad():
                     x = encoder(images, target_idx.flatten(1))
@@ -76,17 +106,28 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
-            "rounded to whole numbers in the wrong direction": 'return {"width": 3.0, "depth": 2.0, "grid": 1.0}',
-            "a little for the positions": 'return {"width": 4.0, "depth": 2.0, "grid": 1.15}',
+            "half as much again for the depth": 'return {"width": 4.0, "depth": 1.5, "grid": 1.0}',
+            "a quarter for the positions": 'return {"width": 4.0, "depth": 2.0, "grid": 1.25}',
             "linear in the width": 'return {"width": 2.0, "depth": 2.0, "grid": 1.0}',
             "learned positions": 'return {"width": 4.0, "depth": 2.0, "grid": 4.0}',
             "depth squared": 'return {"width": 4.0, "depth": 4.0, "grid": 1.0}',
             "width cubed": 'return {"width": 8.0, "depth": 2.0, "grid": 1.0}',
         },
-        "right": {"with the ends counted": 'return {"width": 3.7, "depth": 1.9, "grid": 1}'},
+        "right": {
+            "with the ends counted": 'return {"width": 3.7, "depth": 1.9, "grid": 1}',
+            "as rough as is allowed": 'return {"width": 3.3, "depth": 1.65, "grid": 1.15}',
+        },
     },
     "ex4": {
         "wrong": {
+            "context cut from the gradient": """
+                return torch.cat([seen.detach().repeat_interleave(asked.shape[1], 0), asked.flatten(0, 1)], 1)
+            """,
+            "B hard-wired to 4": """
+                M = asked.shape[1]
+                seen = seen[:, None].expand(-1, M, -1, -1).reshape(4 * M, 5, 6)
+                return torch.cat([seen, asked.reshape(4 * M, 2, 6)], 1)
+            """,
             "three blocks, whatever is asked": """
                 seen = seen.repeat_interleave(3, dim=0)
                 return torch.cat([seen, asked.flatten(0, 1)], dim=1)

@@ -9,6 +9,22 @@ def runs(**changes: str) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "norms stay behind": """
+                for t, o in zip(target.modules(), online.modules(), strict=True):
+                    if isinstance(t, nn.Linear):
+                        t.weight.lerp_(o.weight, 1 - momentum)
+                        t.bias.lerp_(o.bias, 1 - momentum)
+            """,
+            "only parameters with a gradient (a target encoder has none)": """
+                for t, o in zip(target.parameters(), online.parameters(), strict=True):
+                    if t.requires_grad:
+                        t.mul_(momentum).add_(o, alpha=1 - momentum)
+            """,
+            "weight and bias of one layer only": """
+                for name in ("weight", "bias"):
+                    t, o = getattr(target, name), getattr(online, name)
+                    t.mul_(momentum).add_(o, alpha=1 - momentum)
+            """,
             "weights only": """
                 for t, o in zip(target.parameters(), online.parameters(), strict=True):
                     if t.ndim > 1:
@@ -78,6 +94,29 @@ ANSWERS = {
     },
     "ex4": {
         "wrong": {
+            "0 log 0 not thought of": """
+                s = torch.linalg.svdvals(features - features.mean(0))
+                p = s.square() / s.square().sum()
+                return torch.exp(-(p * p.log()).sum()).item()
+            """,
+            "subtracts the mean from the given features in place": """
+                features -= features.mean(0)
+                v = torch.linalg.svdvals(features).square()
+                p = v / v.sum()
+                return torch.special.entr(p).sum().exp().item()
+            """,
+            "only the first six directions": """
+                s = torch.linalg.svdvals(features - features.mean(0))
+                v = s[:6].square()
+                p = v / v.sum()
+                return torch.special.entr(p).sum().exp().item()
+            """,
+            "small shares (below 5 %) dropped": """
+                s = torch.linalg.svdvals(features - features.mean(0))
+                p = s.square() / s.square().sum()
+                p = p[p > 0.05]
+                return torch.exp(-(p * p.log()).sum()).item()
+            """,
             "one mean for all features": """
                 variances = torch.linalg.svdvals(features - features.mean()).square()
                 return torch.special.entr(variances / variances.sum()).sum().exp().item()

@@ -37,6 +37,14 @@ def probe(**changes: str) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "absolute cosines": vote(weights="(cosine.abs() / temperature).exp()"),
+            "classes hard-wired to 4": """
+                mean, classes = train.mean(0), 4
+                bank, queries = F.normalize(train - mean, dim=1), F.normalize(test - mean, dim=1)
+                cosine, index = (queries @ bank.T).topk(k, dim=1)
+                weights = (cosine / temperature).exp()
+                return torch.zeros(len(test), classes).scatter_add_(1, train_labels[index], weights).argmax(1)
+            """,
             "nine neighbours, whatever is asked": vote(k="9"),
             "one temperature": vote(weights="(cosine / 0.2).exp()"),
             "the features that were given are changed": vote().replace(
@@ -77,6 +85,15 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "only the large penalties": probe().replace("in PENALTIES", "in (1.0, 0.1)"),
+            "standardised in place": probe().replace("(train - mean) / std, ", "train.sub_(mean).div_(std), "),
+            "penalty fixed to 1.0": """
+                mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+                x, x_test = (train - mean) / std, (test - mean) / std
+                best = (0, 1.0)
+                classifier = fit_linear(x, train_labels, classes, best[1])
+                return accuracy(classifier, x_test, test_labels), best[1]
+            """,
             "as it was": """
                 both = torch.cat([train, test])
                 mean, std = both.mean(0), both.std(0).clamp_min(1e-6)

@@ -1,8 +1,22 @@
 """Answers to chapters/exercises/08_compare_mae.ipynb."""
 
+RIGHT = {"learning_rate": "MAE", "checkpoint": "both", "evaluation": "I-JEPA", "runs": "MAE"}
+
+
+def report(**lines: str) -> str:
+    """An answer that names these lines of the logs."""
+    named = {line.replace("_", " "): whom for line, whom in lines.items()}
+    return f"return {named}"
+
+
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "always in groups of 48 numbers (4 px patches)": """
+                x = gather_tokens(patchify(images, patch), hidden)
+                y = x.reshape(*x.shape[:2], -1, 48)
+                return F.layer_norm(y, (48,)).flatten(2)
+            """,
             "patches of 4 pixels, whatever is asked": """
                 pixels = gather_tokens(patchify(images, 4), hidden)
                 return F.layer_norm(pixels, pixels.shape[-1:])
@@ -99,13 +113,19 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
-            "all that differs": """
-                return {name for name, (ours, theirs) in report.items() if ours != theirs}
-            """,
-            "equal is fair": 'return {"training time", "evaluation"}',
-            "only the evaluation": 'return {"evaluation", "checkpoint"}',
-            "more seeds, too": 'return {"training time", "checkpoint", "evaluation", "seeds"}',
+            "all that differs": report(runs="MAE", evaluation="I-JEPA", targets="MAE", compute="MAE", machine="MAE"),
+            "equal is fair": report(runs="MAE", evaluation="I-JEPA"),
+            "more steps are an advantage": report(**RIGHT, compute="MAE"),
+            "the machine matters": report(**RIGHT, machine="MAE"),
+            "the method itself": report(**RIGHT, targets="I-JEPA"),
+            "the test set favours one side": report(**{**RIGHT, "checkpoint": "MAE"}),
+            "a probe is the easier evaluation": report(**{**RIGHT, "evaluation": "MAE"}),
+            "a tuned rate is a leak": report(**{**RIGHT, "learning_rate": "both"}),
+            "the best seed spoils both": report(**{**RIGHT, "runs": "both"}),
+            "one forgotten": report(**{line: whom for line, whom in RIGHT.items() if line != "learning_rate"}),
+            "names alone, as a set": 'return {"learning rate", "checkpoint", "evaluation", "runs"}',
         },
+        "right": {"another order": report(**dict(reversed(RIGHT.items())))},
     },
     "ex4": {
         "wrong": {

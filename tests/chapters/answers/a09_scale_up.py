@@ -57,6 +57,19 @@ def predicted(**changes: object) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "the list is emptied": step(each="if (x is micros[-1][0]): micros.clear()"),
+            "outputs hard-wired: sum of squares over 2 * samples": """
+                samples, total = sum(len(x) for x, _ in micros), 0.0
+                optimiser.zero_grad()
+                for x, y in micros:
+                    loss = F.mse_loss(model(x), y, reduction="sum") / (2 * samples)
+                    loss.backward()
+                    total += loss.item()
+
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimiser.step()
+                return total
+            """,
             "the whole batch in memory": """
                 x, y = (torch.cat(part) for part in zip(*micros))
                 optimiser.zero_grad()
@@ -116,6 +129,7 @@ ANSWERS = {
         },
         "right": {
             "cleared after the step": step(first="pass", last="optimiser.step(); optimiser.zero_grad()"),
+            "the micro-batches backwards": step(first="micros = micros[::-1]; optimiser.zero_grad()"),
             "sums, divided at the end": """
                 samples, total = 0, 0.0
                 optimiser.zero_grad()
@@ -133,6 +147,7 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "48 samples, whatever is given": loop(steps="epochs * 48 // batch"),
             "silent bug 3: schedule and target run on micro-batches": loop(
                 progress="number / steps", each="pass", last="pass"
             ).replace("    return rates", f"        {FOLLOW}\n    return rates"),

@@ -39,6 +39,11 @@ def predicted(**changes: object) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "only the large k": """
+                held = films % 5 == 0
+                best = max(KS[3:], key=lambda k: score(x[~held], y[~held], x[held], y[held], k))
+                return score(x, y, test, test_y, best), best
+            """,
             "the largest": "return score(x, y, test, test_y, KS[-1]), KS[-1]",
             "other films": """
                 held = films % 5 == 1
@@ -72,6 +77,12 @@ ANSWERS = {
                     found = score(x[~held], y[~held], x[held], y[held], k)
                     if found > best[0]:
                         best = (found, k)
+                return score(x, y, test, test_y, best[1]), best[1]
+            """,
+            "of equals the last": """
+                held, best = films % 5 == 0, (-1.0, 0)
+                for k in KS:
+                    best = max(best, (score(x[~held], y[~held], x[held], y[held], k), k))
                 return score(x, y, test, test_y, best[1]), best[1]
             """,
             "sets of films": """

@@ -46,6 +46,13 @@ def processors(**changes: tuple[float, float]) -> str:
 ANSWERS = {
     "ex1": {
         "wrong": {
+            "half precision": """
+                x = F.normalize(features - features.mean(0), dim=1)
+                cosine = x[queries] @ x.T
+                cosine = (x[queries].bfloat16() @ x.T.bfloat16()).float()
+                cosine[torch.arange(len(queries)), queries] = -math.inf
+                return cosine.topk(k, dim=1).indices
+            """,
             "the features that were given are changed": """
                 features -= features.mean(0)
                 features /= features.norm(dim=1, keepdim=True)
@@ -95,6 +102,105 @@ ANSWERS = {
     },
     "ex2": {
         "wrong": {
+            "compared with the mean rate": """
+                found = set()
+                if rows[-1]["std"] < 0.1:
+                    found.add("collapse")
+                peak = sum(r["lr"] for r in rows) / len(rows)
+                idle = sum(r["lr"] < peak / 100 for r in rows)
+                if idle > 0.3 * len(rows):
+                    found.add("schedule over early")
+                left, before = 1.0, 0
+                for r in rows:
+                    left *= r["momentum"] ** (r["step"] - before)
+                    before = r["step"]
+                if left > 0.1:
+                    found.add("momentum too high")
+                return found
+            """,
+            "mean momentum of the rows for all steps": """
+                found = set()
+                if rows[-1]["std"] < 0.1:
+                    found.add("collapse")
+                peak = max(r["lr"] for r in rows)
+                idle = sum(r["lr"] < peak / 100 for r in rows)
+                if idle > 0.3 * len(rows):
+                    found.add("schedule over early")
+                left = (sum(r["momentum"] for r in rows) / len(rows)) ** rows[-1]["step"]
+                if left > 0.1:
+                    found.add("momentum too high")
+                return found
+            """,
+            "approximation exp(-sum of 1 - m)": """
+                found = set()
+                if rows[-1]["std"] < 0.1:
+                    found.add("collapse")
+                peak = max(r["lr"] for r in rows)
+                idle = sum(r["lr"] < peak / 100 for r in rows)
+                if idle > 0.3 * len(rows):
+                    found.add("schedule over early")
+                left, before = 0.0, 0
+                for r in rows:
+                    left += (1 - r["momentum"]) * (r["step"] - before)
+                    before = r["step"]
+                left = math.exp(-left)
+                if left > 0.1:
+                    found.add("momentum too high")
+                return found
+            """,
+            "collapse: lower than a fifth of the start": """
+                found = set()
+                if rows[-1]["std"] < 0.2 * rows[0]["std"]:
+                    found.add("collapse")
+                peak = max(r["lr"] for r in rows)
+                idle = sum(r["lr"] < peak / 100 for r in rows)
+                if idle > 0.3 * len(rows):
+                    found.add("schedule over early")
+                left, before = 1.0, 0
+                for r in rows:
+                    left *= r["momentum"] ** (r["step"] - before)
+                    before = r["step"]
+                if left > 0.1:
+                    found.add("momentum too high")
+                return found
+            """,
+            "share of steps instead of rows": """
+                found = set()
+                if rows[-1]["std"] < 0.1:
+                    found.add("collapse")
+                peak, idle, b = max(r["lr"] for r in rows), 0, 0
+                for r in rows:
+                    idle += (r["step"] - b) * (r["lr"] < peak / 100)
+                    b = r["step"]
+                if idle > 0.3 * rows[-1]["step"]:
+                    found.add("schedule over early")
+                left, before = 1.0, 0
+                for r in rows:
+                    left *= r["momentum"] ** (r["step"] - before)
+                    before = r["step"]
+                if left > 0.1:
+                    found.add("momentum too high")
+                return found
+            """,
+            "only rows in one run at the end count": """
+                found = set()
+                if rows[-1]["std"] < 0.1:
+                    found.add("collapse")
+                peak, idle = max(r["lr"] for r in rows), 0
+                for r in reversed(rows):
+                    if r["lr"] >= peak / 100:
+                        break
+                    idle += 1
+                if idle > 0.3 * len(rows):
+                    found.add("schedule over early")
+                left, before = 1.0, 0
+                for r in rows:
+                    left *= r["momentum"] ** (r["step"] - before)
+                    before = r["step"]
+                if left > 0.1:
+                    found.add("momentum too high")
+                return found
+            """,
             "the momentum of the row before": """
                 found, peak = set(), max(row["lr"] for row in rows)
                 if rows[-1]["std"] < 0.1:

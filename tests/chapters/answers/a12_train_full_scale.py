@@ -106,6 +106,10 @@ ANSWERS = {
     },
     "ex3": {
         "wrong": {
+            "rising forgotten for the long run: 0.996 throughout": """
+                start = 1 - 2 * math.log(100) / 200
+                return {"constant": math.exp(-2), "rising": math.exp(-1), "long": 0.996**5000, "start": start}
+            """,
             "a long run keeps some": left(long=0.02),
             "the momentum does not rise": left(rising=0.135),
             "a rise doubles what is left": left(rising=0.27),
