@@ -378,11 +378,12 @@ class Loop:
     def compare(self, row: dict[str, float]) -> dict[str, float]:
         """Keep this step if it is the best so far; what history says of it. Never by loss, which tells nothing.
 
-        TRAP: rank and kNN do not see how large features are; a collapsed step may be best by both; it counts 0.
+        TRAP: rank and kNN do not see how large features are; a collapsed step may be best by both; it counts for 0,
+        and nothing is kept for it.
         """
         t = self.trainer
         now = checkpoint.Best(t.step, self.judge, row[self.judge] if row["std"] >= LOW_STD else 0.0)
-        better = math.isfinite(now.value) and (self.best is None or now.value > self.best.value)
+        better = math.isfinite(now.value) and now.value > (self.best.value if self.best else 0.0)
         if t.world.any(t.world.leads and better):  # numbers of other processes may differ in the last digit
             failed = t.save_best(self.folder, now)
             if failed:

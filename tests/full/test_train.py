@@ -195,6 +195,10 @@ def test_a_collapsed_step_is_never_the_best(tmp_path, recipe, monkeypatch):
     monkeypatch.setattr(Trainer, "watch", lambda self: (replace(watch(self)[0], std=next(shrunk)), 0.0))
     rows = run(few, tmp_path / "run").rows
     assert [row["step"] for row in rows if bests(row)] == [3, 6]
+    shrunk = iter([0.0] * 20)
+    scripted(monkeypatch, [40.0, 55.0, 60.0, 70.0, 80.0])
+    assert not any(map(bests, run(few, tmp_path / "dead").rows))
+    assert not checkpoint.best_of(tmp_path / "dead" / "checkpoints")
 
 
 def test_a_continued_run_remembers_the_best(tmp_path, recipe, monkeypatch):
