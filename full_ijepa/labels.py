@@ -159,7 +159,7 @@ def read_once(table: Table, root: Path, path: Path, _changed: int) -> Labels:
     """As `read`; both sides, the probe and the pre-training ask for the same table, and its warnings are said once."""
     header, lines = read_lines(path)
     columns = chosen(table, header, path)
-    rows = rows_of(table, root, path, header, lines, columns)
+    rows = rows_in(table, root, path, header, lines, columns)
     known = [row for row in rows if row.cells]
     if not known:
         raise DataError(f"{path}: no row has a label in {listed(columns)}")
@@ -242,7 +242,7 @@ def chosen(table: Table, header: list[str], path: Path) -> tuple[str, ...]:
     return table.label_column
 
 
-def rows_of(
+def rows_in(
     table: Table,
     root: Path,
     path: Path,
