@@ -192,9 +192,10 @@ def export(
     recipe, method, step = load_run(run, which=checkpoint)
     chosen = method.probed if encoder == "target" else method.encoder
     target = out or run / DEFAULT_NAMES[to]
+    judged = f"evaluation{judging.suffix_of(checkpoint)}{'' if encoder == 'target' else '-context'}.json"
     if to == "huggingface":
         interop.write_huggingface(chosen, target)
-        (target / "README.md").write_text(card(recipe, step, encoder, run, license))
+        (target / "README.md").write_text(card(recipe, step, encoder, run / judged, license))
     elif to == "onnx":
         graphs.write_onnx(chosen, target)
     elif to == "program":

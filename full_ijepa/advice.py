@@ -79,7 +79,8 @@ def advise(found: Look) -> Advice:
         epochs=float(epochs),
         warmup_epochs=epochs / 10,
         lr=float(f"{balance.rate_for(batch, width):.1g}"),
-        probe_epochs=epochs / 10 if len(found.training.classes) > 1 else 0.0,
+        probe_epochs=epochs / 10 if found.table or len(found.training.classes) > 1 else 0.0,
+        **dataclasses.asdict(found.table),  # without it the run would train on what the table sets aside
     )
     recipe = RECIPE.replace(**changes)
     steps = balance.steps_of(recipe, count)

@@ -8,7 +8,7 @@ from typing import Any
 
 from full_ijepa import metrics
 from full_ijepa.cost import shown
-from full_ijepa.evaluate.run import cells
+from full_ijepa.evaluate.run import cells, read_evaluation
 from full_ijepa.recipes.base import Recipe
 
 UNKNOWN = "unknown"  # nobody said; the page says so
@@ -26,8 +26,11 @@ def scores(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def card(recipe: Recipe, step: int, encoder: str, run: Path, licence: str = UNKNOWN) -> str:
-    """The page in Markdown, with the front matter that model hubs read. Scores are those of RUN/evaluation.json."""
+def card(recipe: Recipe, step: int, encoder: str, evaluation: Path, licence: str = UNKNOWN) -> str:
+    """The page in Markdown, with the front matter that model hubs read.
+
+    evaluation  what `evaluate` wrote of this encoder; scores of another step are not told
+    """
     p = recipe.pixels
     lines = ["---", f"license: {licence if licence != UNKNOWN else 'other'}", "library_name: transformers"]
     lines += ["pipeline_tag: image-feature-extraction", "tags: [i-jepa, self-supervised]", "---", ""]
@@ -42,16 +45,15 @@ def card(recipe: Recipe, step: int, encoder: str, run: Path, licence: str = UNKN
     else:
         lines += ['Hand it arrays, as float32: `processor(images=[array], input_data_format="channels_first")`.']
     lines += ["", "## Scores", ""]
-    found = run / "evaluation.json"
-    if found.exists():
-        told = json.loads(found.read_text())
+    told = read_evaluation(evaluation)
+    if told and told["step"] == step:
         lines += [
-            f"In %, {told['labels']} labels, {told['tested']} test pictures of `{data}`, seeds {told['seeds']}:",
+            f"{told['labels']} labels, {told['tested']} test pictures of `{data}`, seeds {told['seeds']}:",
             "",
         ]
         lines += scores(told)
     else:
-        lines += ["Not judged yet."]
+        lines += ["Not judged at this step."]
     said = "Nobody has said under which licence these weights may be used: ask, or say it with `--license`."
     lines += ["", "## Licence", "", said if licence == UNKNOWN else licence]
     lines += ["", "## Recipe", "", "```json", json.dumps(recipe.__dict__, indent=1), "```", ""]

@@ -35,7 +35,7 @@ from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError, blame, jpeg_decoder
 from toy_ijepa.environment import MachineError
 from toy_ijepa.folders import SUFFIXES as PICTURES
-from toy_ijepa.folders import ImageSet, check_skipped, find, pictures_below
+from toy_ijepa.folders import ImageSet, check_skipped, files_below, find
 
 FITS = 3_000_000_000  # bytes of uint8 pictures, none larger than the encoder sees, that are kept in memory
 SMALL = ("shapes", "cifar10", "cifar100", "stl10")  # sets that always fit
@@ -372,7 +372,7 @@ def training_files(recipe: Recipe) -> list[Path]:
     withheld = labels.read(Table.of(recipe), root).withheld
     root = Path(os.path.realpath(root))  # as the table's pictures are named
     base = root / "train" if (root / "train").is_dir() else root
-    if found := [path for path, _ in pictures_below(base, SUFFIXES) if path not in withheld]:
+    if found := [path for path, _ in files_below(base, SUFFIXES) if path not in withheld]:
         return found
     raise DataError(f"no pictures in {base} that {recipe.labels} does not give to the test part")
 

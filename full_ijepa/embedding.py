@@ -29,7 +29,7 @@ from full_ijepa.formats import SUFFIXES
 from full_ijepa.pixels import fit
 from full_ijepa.vit import Encoder
 from toy_ijepa import plots, weights
-from toy_ijepa.folders import DataError, check_skipped, pictures_below
+from toy_ijepa.folders import DataError, check_skipped, files_below
 from toy_ijepa.patches import grid_size
 from toy_ijepa.widgets.drawing import heat, outline, panels
 
@@ -149,18 +149,11 @@ def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path], l
             return [root], [root.name]
         if not root.is_dir():
             raise DataError(f"no folder {root}")
-        paths = sorted(path for path, _ in below(root))
+        paths = [path for path, _ in files_below(root, SUFFIXES)]
         if not paths:
             raise DataError(f"no pictures in {root}: expected {', '.join(SUFFIXES)}")
         return paths, [str(path.relative_to(root)) for path in paths]
     return [Path(path).expanduser() for path in pictures], [str(path) for path in pictures]
-
-
-def below(root: Path) -> list[tuple[Path, str]]:
-    """All pictures, in folders or loose: what they are called does not matter here."""
-    parts = [d for d in sorted(root.iterdir()) if d.is_dir() and not d.name.startswith(".")]
-    loose = [(p, "") for p in root.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and p.name[0] != "."]
-    return loose + [found for part in parts for found in below(part)] if loose else pictures_below(root, SUFFIXES)
 
 
 def array_of(pictures: np.ndarray | Tensor, encoder: Encoder) -> Tensor:

@@ -58,7 +58,6 @@ class Name:
 NO_VIEWS = (
     "masks are all that I-JEPA does to a picture besides cropping and mirroring it; the method needs no distortions"
 )
-NO_WANDB = "a run writes history.jsonl and TensorBoard's files; other services can read these"
 
 NAMES: dict[str, Name] = {
     # --- data
@@ -149,7 +148,7 @@ NAMES: dict[str, Name] = {
     "load_checkpoint": Name("resume=", "True: train goes on with the newest checkpoint of `folder`, if there is one"),
     "eval": Name("evaluate", "True: train() judges read_checkpoint or `folder` instead", False),
     "enable_tensorboard": Name(note="TensorBoard's files are always written", only=(True,)),
-    "enable_wandb": Name(note=NO_WANDB, only=(False,)),
+    "enable_wandb": Name("log_to", "True: Weights & Biases beside TensorBoard", False),
     "enable_sweep": Name(note="a loop over create_model(...) is a sweep", only=(False,)),
 }
 
@@ -232,6 +231,7 @@ class JEPAConfig:
             precision="auto" if self.use_bfloat16 is None else "bf16" if self.use_bfloat16 else "fp32",
             checkpointing=self.gradient_checkpointing,
             checkpoint_epochs=self.save_ckpt_freq,
+            log_to=("tensorboard", "wandb") if self.enable_wandb else ("tensorboard",),
         )
 
     @property

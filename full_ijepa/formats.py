@@ -145,9 +145,11 @@ def read_dicom(path: Path) -> tuple[np.ndarray, str]:
     from pydicom.pixels import apply_rescale
 
     file = pydicom.dcmread(path)
-    values = apply_rescale(file.pixel_array, file) if rescaled(file) else file.pixel_array
+    values = file.pixel_array
     if file.get("PhotometricInterpretation") == "MONOCHROME1":  # small numbers are bright
-        values = values.max() + values.min() - values
+        top = -1 if file.get("PixelRepresentation", 0) else 2 ** int(file.BitsStored) - 1  # of all pictures alike
+        values = (top - values.astype(np.int64)).astype(values.dtype)
+    values = apply_rescale(values, file) if rescaled(file) else values
     frames = "I" if int(file.get("NumberOfFrames", 1) or 1) > 1 else ""
     return values, frames + ("YXS" if file.get("SamplesPerPixel", 1) > 1 else "YX")
 

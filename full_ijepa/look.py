@@ -30,7 +30,7 @@ from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, som
 from full_ijepa.twins import OUTLINE, Twin, outline, twins
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
-from toy_ijepa.folders import LOOKS, find, pictures_below
+from toy_ijepa.folders import LOOKS, files_below, find
 
 OPENED = 10_000  # pictures opened; all others are only counted
 SAMPLE = 1_000_000  # values of a channel that histogram and percentiles are made of
@@ -109,6 +109,7 @@ class Look:
     values  (C, S), of training pictures, in their own units
     leaks   pictures of the last split that have a copy in the first: Twin(its number, that of the copy)
     notes   what is wrong with the set as a whole
+    table   of labels beside it, which divided it
     """
 
     data: str
@@ -118,6 +119,7 @@ class Look:
     values: np.ndarray
     leaks: tuple[Twin, ...]
     notes: tuple[str, ...]
+    table: Table = NO_TABLE
 
     @property
     def training(self) -> Split:
@@ -189,7 +191,7 @@ def look(data: str, most: int = OPENED, stack: Stack = "channels", table: Table 
         raise DataError(f"none of the pictures looked at can be read; the first: {opened[0][0].unreadable[0]}")
     splits = [replace(split, copies=tuple(twins(outlines))) for split, _, outlines in opened]
     leaks = twins(opened[-1][2], opened[0][2]) if len(opened) > 1 else []
-    return Look(data, pixels, kinds, tuple(splits), opened[0][1], tuple(leaks), tuple(notes))
+    return Look(data, pixels, kinds, tuple(splits), opened[0][1], tuple(leaks), tuple(notes), table)
 
 
 def tabled(root: Path, table: Table) -> tuple[dict[str, list[tuple[Path, str]]], str]:
@@ -202,7 +204,7 @@ def tabled(root: Path, table: Table) -> tuple[dict[str, list[tuple[Path, str]]],
         files[name] = list(zip(part.files, called, strict=True))
     listed = {path for found in files.values() for path, _ in found}
     base = root / "train" if (root / "train").is_dir() else root
-    files["train"] += [(p, "") for p, _ in pictures_below(base, SUFFIXES) if p not in listed | known.withheld]
+    files["train"] += [(p, "") for p, _ in files_below(base, SUFFIXES) if p not in listed | known.withheld]
     groups = "" if known.train.groups is None else f", {len({*known.train.groups.tolist()})} groups to train on"
     what = f"{len(known.names)} {task}" if task != "numbers" else "numbers"
     return files, f"{', '.join(table.label_column)}: {what}; divided by {known.division}{groups}"

@@ -138,13 +138,15 @@ def classes_of(split: Split) -> list[str]:
     """How many pictures each class has."""
     classes = split.classes.most_common()
     if not classes:
-        return ["none: pictures lie loose. Training needs no classes; probes and the online curve do"]
+        return ["none, neither by folders nor by a table. Training needs no classes"]
     (most, many), (least, few) = classes[0], classes[-1]
     lines = [f"{len(classes)}: {short(most)} has {many:,} pictures, {short(least)} {few:,}"]
     if len(classes) == 1:
         lines.append("a single class cannot be told from others: nothing can be probed")
     if many > UNEVEN * few:
-        lines.append(f"uneven: the largest has {many / few:.0f} times the smallest; read macro F1 beside accuracy")
+        lines.append(
+            f"uneven: the largest has {many / few:.0f} times the smallest; read balanced accuracy beside accuracy"
+        )
     once = [name for name, count in classes if count == 1]
     if once:
         lines.append(f"{len(once)} have a single picture and cannot be both learned and tested: {some_names(once)}")

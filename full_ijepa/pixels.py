@@ -185,8 +185,11 @@ def settle(paths: Sequence[Path], asked: int = 0, stack: Stack = "channels") -> 
     if not kinds:
         return asked or 3, "uint8"
     depths = Counter(kind.depth for kind in kinds.values())
-    if len(depths) > 1 and not (asked == 3 or most_are_photographs(kinds.values())):
-        raise DataError(f"the pictures have numbers of {told(kinds, 'depth')}: their values mean different things")
+    if len(depths) > 1 and not most_are_photographs(kinds.values()):
+        raise DataError(
+            f"the pictures have numbers of {told(kinds, 'depth')}: their values mean different things. "
+            "Convert them to one, or put them into folders of their own"
+        )
     if len(depths) > 1:  # a few files of 16 bit among photographs are brought to 8, as ever
         return 3, "uint8"
     (depth,) = depths

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from full_ijepa import doctor, lookpage, page
 from full_ijepa.cost import span
 from full_ijepa.evaluate.features import Labelled, labelled, pooled
-from full_ijepa.evaluate.run import cells, fresh, load_run, suffix_of, told
+from full_ijepa.evaluate.run import cells, fresh, load_run, read_evaluation, suffix_of, told
 from full_ijepa.labels import Table, Task, task_of
 from full_ijepa.look import look
 from full_ijepa.methods import IJEPA
@@ -155,10 +155,6 @@ def each_table(own: dict[str, Any], task: Task) -> str:
     return rows_table([head, *(heads[key] for key in known)], rows)
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
     """Write the page of these runs at their last, best or some other checkpoint.
 
@@ -167,11 +163,7 @@ def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
     charts = {name: doctor.chart_of(out, which) for name, out in named(runs).items()}
     parts = ["<h1>I-JEPA and MAE: a report</h1>"]
     judged = f"evaluation{suffix_of(which)}.json"
-    evaluations = {
-        name: dict(task="classes", uneven=False, table=None) | found  # as files from before tables of labels lack them
-        for name, out in named(runs).items()
-        if (found := read_json(out / judged))
-    }
+    evaluations = {name: found for name, out in named(runs).items() if (found := read_evaluation(out / judged))}
     if evaluations:
         parts += ["<h2>One protocol for all</h2>", scores_tables(evaluations), notes(evaluations)]
     else:

@@ -61,11 +61,10 @@ def cache_root() -> Path:
     return Path(os.environ.get("IJEPA_CACHE") or Path(home) / "ijepa")
 
 
-def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
-    """Image files below a folder, sorted, with the class each belongs to: the first sub-folder, or "" for none.
+def files_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
+    """Image files below a folder, sorted, each with the first sub-folder it lies in, or "" for none.
 
     Follows links, but none that leads back to a folder on its way; leaves out what is hidden or JUNK.
-    Raises DataError if some lie in class folders and some do not.
     """
     found = []
     for folder, below, names in os.walk(base, followlinks=True):
@@ -76,10 +75,19 @@ def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 found.append((Path(folder) / name, inside[0] if inside else ""))
+    return sorted(found)
+
+
+def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
+    """As `files_below`, the first sub-folder being the class.
+
+    Raises DataError if some lie in class folders and some do not.
+    """
+    found = files_below(base, suffixes)
     loose = sum(label == "" for _, label in found)
     if 0 < loose < len(found):
         raise DataError(f"{loose} pictures lie loose in {base} beside class folders; put each into a class folder")
-    return sorted(found)
+    return found
 
 
 def leads_back(folder: Path, way: set[str]) -> bool:

@@ -3,6 +3,6 @@
 TRAP: no choice is ever made on the test set, and nobody is fine-tuned where somebody else is only probed.
 """
 
-from full_ijepa.evaluate.run import PROTOCOLS, evaluate, table
+from full_ijepa.evaluate.run import PROTOCOLS, evaluate, suffix_of, table
 
-__all__ = ["PROTOCOLS", "evaluate", "table"]
+__all__ = ["PROTOCOLS", "evaluate", "suffix_of", "table"]

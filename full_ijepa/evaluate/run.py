@@ -331,6 +331,13 @@ def about(recipe: Recipe, name: str, table: Table, test: Labelled) -> dict[str, 
     return found | dict(table=asdict(table), division=division, pretrained_on=seen)
 
 
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """What `evaluate` wrote, also before there were tables of labels; None if it wrote nothing."""
+    if not path.exists():
+        return None
+    return dict(task="classes", uneven=False, table=None) | json.loads(path.read_text())
+
+
 def suffix_of(which: str) -> str:
     """What the names of files about another checkpoint than the last end with."""
     return "" if which == "last" else f"-{which}"

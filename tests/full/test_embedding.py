@@ -139,11 +139,15 @@ def test_broken_files_are_named_and_many_stop(mixed, tmp_path):
     found = embed(encoder, tmp_path, batch=7, progress=False)
     assert len(found) == 30
     assert "broken.png" in found.skipped[0]
+    (tmp_path / "loose").mkdir()  # beside files, and with a link that leads back: neither is a matter here
+    (tmp_path / "loose" / "one.png").write_bytes((mixed / "4-colour.png").read_bytes())
+    (tmp_path / "loose" / "back").symlink_to(tmp_path)
+    assert embed(encoder, tmp_path, progress=False).names[-1] == "loose/one.png"
     for number in range(3):
         (tmp_path / f"broken-{number}.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="--allow-skipped"):
         embed(encoder, tmp_path, progress=False)
-    assert len(embed(encoder, tmp_path, progress=False, allow_skipped=True)) == 30
+    assert len(embed(encoder, tmp_path, progress=False, allow_skipped=True)) == 31
     for nowhere in (tmp_path / "none", mixed.parent / "empty"):
         (mixed.parent / "empty").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=r"no folder|no pictures"):
@@ -203,7 +207,7 @@ def test_every_source_gives_the_same_encoder(tmp_path, recipe, pictures, capsys)
         assert again.names == ours.names
     page = (tmp_path / "hf" / "README.md").read_text()
     assert "license: cc-by-4.0" in page
-    assert "Not judged yet" in page
+    assert "Not judged at this step" in page
     assert f'"batch": {recipe.batch}' in page
     assert main(["evaluate", str(out), "--protocols", "knn"]) == 0
     assert main(["export", str(out), "--out", str(tmp_path / "hf")]) == 0

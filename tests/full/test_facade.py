@@ -53,6 +53,7 @@ LANDS = {
     "gradient_checkpointing": (True, dict(checkpointing=True)),
     "use_bfloat16": (False, dict(precision="fp32")),
     "save_ckpt_freq": (20, dict(checkpoint_epochs=20)),
+    "enable_wandb": (True, dict(log_to=("tensorboard", "wandb"))),
 }
 # These set what is not a recipe, need a folder, or need a second argument; tests of their own below.
 ELSEWHERE = {"root_path", "image_folder", "min_keep", "device", "folder", "write_tag", "read_checkpoint"}
@@ -75,7 +76,6 @@ REFUSED = {
     "ipe_scale": (1.25, "more epochs"),
     "enable_deepspeed": (True, "torchrun"),
     "enable_tensorboard": (False, "always written"),
-    "enable_wandb": (True, "history.jsonl"),
     "enable_sweep": (True, "a loop over"),
 }
 

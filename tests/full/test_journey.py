@@ -85,6 +85,7 @@ def test_from_a_look_to_features_elsewhere(tmp_path, capsys, made):
     assert main(["look", data, *table, "--out", str(tmp_path / "look.html")]) == 0
     said = capsys.readouterr().out
     assert looks in said
+    assert (" --labels " in said) == bool(table), "the run that is advised keeps the table's test part apart"
     assert ("groups to train on" in said) == (made is microscopy)
     assert "python -m full_ijepa pretrain" in said
     line = ["pretrain", "smoke", "--data", data, "--out", str(run), "--image-size", *sides, *SHORT.split(), *table]
