@@ -46,7 +46,7 @@ STEPS = ("ours fp32", "ours bf16", "ours bf16, joint predictor", "lightly fp32",
 
 def step(rounds: int) -> dict:
     """The ViT-B/16 step of batch 4: prints the table, returns the figures."""
-    found = toy.measure(toy.available(list(STEPS)), rounds, VITB16, "full_ijepa.bench")
+    found = toy.measure(toy.available(list(STEPS)), rounds, VITB16, ["full_ijepa.bench"])
     print(f"ViT-B/16, 224 px, batch {VITB16.batch}, {torch.get_num_threads()} threads")
     print(toy.report(found, {64: toy.mask_time(64)}))
     return found

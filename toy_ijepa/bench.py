@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from toy_ijepa.jepa import IJEPA, LOSSES
 from toy_ijepa.masking import Masks, multiblock
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import SIZES, Size
-from toy_ijepa.training import uses_bf16
+from toy_ijepa.training import TrainConfig, make_optimisers, set_schedules, uses_bf16
 
 PARTS = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
 
@@ -45,7 +46,10 @@ class Setup:
     size: Size
 
 
-TOY = Setup(128, 32, 4, SIZES["small"])  # 192 wide, 6 deep
+SETUPS = {
+    "small": Setup(128, 32, 4, SIZES["small"]),  # 192 wide, 6 deep
+    "tiny": Setup(64, 32, 4, SIZES["tiny"]),  #    96 wide, 4 deep: the step of `make toy`
+}
 
 
 class Stopwatch:
@@ -60,14 +64,16 @@ class Stopwatch:
         self.last = now
 
 
-def ours(setup: Setup, precision: str, mode: str = "block") -> Step:
-    """This package's training step, taken apart to be timed."""
+def ours(setup: Setup, precision: str, mode: str = "block", optimiser: str = "adamw") -> Step:
+    """This package's training step, taken apart to be timed; lightly's is compared with AdamW, its own optimiser."""
     torch.manual_seed(0)
     size = setup.size
     encoder = Encoder(setup.side, setup.patch, size.width, size.depth, size.heads)
     narrow = (size.predictor_width, size.predictor_depth, size.predictor_heads)
     model = IJEPA(encoder, Predictor(encoder.grid, size.width, *narrow, mode=mode))
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    config = TrainConfig(steps=1, lr=1e-4, optimiser=optimiser)
+    optimisers = make_optimisers(model, config)
+    set_schedules(optimisers, config, 0.5)
     generator = torch.Generator().manual_seed(0)
     bf16 = uses_bf16(torch.device("cpu"), precision)
 
@@ -85,8 +91,9 @@ def ours(setup: Setup, precision: str, mode: str = "block") -> Step:
             mark("predictor")
         loss.backward()
         mark("backward")
-        optimiser.step()
-        optimiser.zero_grad()
+        for part in optimisers:
+            part.step()
+            part.zero_grad()
         mark("optimiser")
         model.after_step(0.5)
         mark("EMA")
@@ -142,6 +149,8 @@ CANDIDATES: dict[str, Callable[[Setup], Step]] = {
     "ours bf16": lambda setup: ours(setup, "bf16"),
     "ours fp32, joint predictor": lambda setup: ours(setup, "fp32", "joint"),
     "ours bf16, joint predictor": lambda setup: ours(setup, "bf16", "joint"),
+    "ours fp32, joint, Muon": lambda setup: ours(setup, "fp32", "joint", "muon"),  # what the toy trains with
+    "ours bf16, joint, Muon": lambda setup: ours(setup, "bf16", "joint", "muon"),
     "lightly fp32": lambda setup: lightly(setup, "fp32"),
     "lightly bf16": lambda setup: lightly(setup, "bf16"),
 }
@@ -188,14 +197,17 @@ def high_water_mark() -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
-def peak_memory(name: str, module: str) -> float:
-    """Peak resident MiB of a fresh process that takes three steps of one candidate: `module` with --memory-of."""
-    command = [sys.executable, "-m", module, "--memory-of", name]
+def peak_memory(name: str, bench: Sequence[str]) -> float:
+    """Peak resident MiB of a fresh process that takes three steps of one candidate: the command with --memory-of."""
+    command = [sys.executable, "-m", *bench, "--memory-of", name]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def measure(names: list[str], rounds: int, setup: Setup = TOY, module: str = "toy_ijepa.bench") -> dict[str, dict]:
-    """Median seconds of each candidate's step and its parts, taking turns."""
+def measure(names: list[str], rounds: int, setup: Setup, bench: Sequence[str]) -> dict[str, dict]:
+    """Median seconds of each candidate's step and its parts, taking turns.
+
+    bench  module and options of the command that times this setup
+    """
     images = torch.randn(setup.batch, 3, setup.side, setup.side)
     steps = {name: CANDIDATES[name](setup) for name in names}
     flops = {name: step_flops(step, images) for name, step in steps.items()}
@@ -206,14 +218,15 @@ def measure(names: list[str], rounds: int, setup: Setup = TOY, module: str = "to
             begun = time.perf_counter()
             step(images, parts[name])
             seconds[name].append(time.perf_counter() - begun)
-    rate = {"fp32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    rate = {kind: matmul_rate(dtype) for kind, dtype in types.items() if any(kind in name for name in names)}
     return {
         name: dict(
             seconds=median(seconds[name]),
             images_per_second=setup.batch / median(seconds[name]),
             share_of_matmul_rate=flops[name] / median(seconds[name]) / rate["bf16" if "bf16" in name else "fp32"],
             share_of_step={p: v / sum(parts[name].values()) for p, v in parts[name].items()},
-            peak_mib=peak_memory(name, module),
+            peak_mib=peak_memory(name, bench),
         )
         for name in names
     }
@@ -244,7 +257,10 @@ def memory_of(name: str, setup: Setup) -> None:
 
 
 def available(names: list[str]) -> list[str]:
-    """Those of the candidates that can run here; says so if lightly is missing."""
+    """Those of the candidates that can run here; says so if lightly is missing, or bf16 is only emulated."""
+    if not uses_bf16(torch.device("cpu")):
+        print("this processor has no instructions for bf16: timing fp32 alone", file=sys.stderr)
+        names = [name for name in names if "bf16" not in name]
     try:
         import lightly  # noqa: F401
     except ImportError:
@@ -255,20 +271,25 @@ def available(names: list[str]) -> list[str]:
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m toy_ijepa.bench", description=__doc__.splitlines()[0])
+    p.add_argument("--size", choices=SETUPS, default="small", help="of the networks; tiny is what `make toy` trains")
     p.add_argument("--rounds", type=int, default=12, help="steps of each candidate (default %(default)s)")
     p.add_argument("--out", type=Path, help="write the figures as JSON")
     p.add_argument("--memory-of", choices=CANDIDATES, help=argparse.SUPPRESS)
     args = p.parse_args()
+    setup = SETUPS[args.size]
     if args.memory_of:
-        memory_of(args.memory_of, TOY)
+        memory_of(args.memory_of, setup)
         return 0
-    found = measure(available(list(CANDIDATES)), args.rounds)
+    found = measure(available(list(CANDIDATES)), args.rounds, setup, ["toy_ijepa.bench", "--size", args.size])
     masks_ms = {batch: mask_time(batch) for batch in (64, 2048)}
-    size = TOY.size
-    print(f"{size.width} x {size.depth}, {TOY.side} px, batch {TOY.batch}, {torch.get_num_threads()} threads")
+    kernels = torch.backends.cpu.get_cpu_capability()
+    print(f"{setup.size.width} x {setup.size.depth}, {setup.side} px, batch {setup.batch}, ", end="")
+    print(f"{torch.get_num_threads()} threads, {kernels}")
     print(report(found, masks_ms))
     if args.out:
-        args.out.write_text(json.dumps(dict(steps=found, masks_ms=masks_ms), indent=2) + "\n")
+        command = shlex.join(["python", "-m", "toy_ijepa.bench", *sys.argv[1:]])
+        about = dict(command=command, threads=torch.get_num_threads(), kernels=kernels)
+        args.out.write_text(json.dumps(dict(about, steps=found, masks_ms=masks_ms), indent=2) + "\n")
     return 0
 
 

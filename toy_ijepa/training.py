@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
+from toy_ijepa.muon import Muon
 from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import cosine, warmup_cosine
 
@@ -122,8 +123,10 @@ def uses_bf16(device: torch.device, precision: str = "auto") -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX2":  # also ATEN_CPU_CAPABILITY=avx2
+        return False
     able = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def augment(images: Tensor, crop: tuple[float, float], flip: bool, generator: torch.Generator) -> Tensor:
@@ -163,17 +166,14 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def make_optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
-
-    Source: Jordan et al. 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982, for the step size that suits AdamW's rate.
-    """
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
     groups = {name: dict(params=params, name=name) for name, params in parameter_groups(model).items()}
     blocks = groups.pop("blocks")
     if config.optimiser == "adamw":
         return [torch.optim.AdamW([blocks, *groups.values()], betas=(0.9, 0.95), fused=True)]
     return [
         torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.95), fused=True),
-        torch.optim.Muon([blocks], momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon([blocks], torch.bfloat16 if uses_bf16(blocks["params"][0].device) else torch.float32),
     ]
 
 

@@ -197,9 +197,10 @@ def test_an_epoch_sees_every_image_once(generator):
 
 def test_precision_is_chosen_by_the_processor(monkeypatch):
     device = torch.device("cpu")
-    for able in (True, False):
+    for able, kernels, used in [(True, "AVX512", True), (False, "AVX512", False), (True, "AVX2", False)]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able})
-        assert uses_bf16(device) is able
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kernels=kernels: kernels)
+        assert uses_bf16(device) is used
     assert uses_bf16(device, "bf16")
     assert not uses_bf16(device, "fp32")
 
