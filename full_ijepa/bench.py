@@ -29,10 +29,11 @@ from PIL import Image
 from torch import Tensor
 
 from full_ijepa import cost, masking
-from full_ijepa.data import Micro, Resident, Stream, plan
 from full_ijepa.distributed import world
+from full_ijepa.order import Micro, plan
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.streams import Resident, Stream
 from full_ijepa.train import WATCHED, Trainer
 from full_ijepa.vit import SIZES
 from toy_ijepa import bench as toy

@@ -10,12 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from full_ijepa import methods
-from full_ijepa.data import SMALL, folder_of, settled
-from full_ijepa.formats import SUFFIXES
+from full_ijepa.data import SMALL, opened, settled
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of, steps_of
 from toy_ijepa.bench import matmul_rate
-from toy_ijepa.folders import find
 
 COUNTS = {"stl10": 100_000, "cifar10": 50_000, "cifar100": 50_000, "shapes": 20_000, "imagenet": 1_281_167}
 SHARE = 0.4  # a guess: of the rate of one large product that a training step reaches; `full_ijepa.bench` measures it
@@ -52,7 +50,7 @@ def pictures_of(recipe: Recipe) -> int:
     """How many pictures the run trains on, without decoding them."""
     if recipe.data in SMALL or recipe.data == "imagenet":
         return COUNTS[recipe.data]
-    return len(find(folder_of(recipe.data), "train", SUFFIXES)[0])
+    return len(opened(recipe))
 
 
 def estimate(recipe: Recipe, device: str = "auto") -> str:

@@ -8,9 +8,10 @@ keep, numpy arrays, pydicom (not installed by itself) what comes from a hospital
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Literal
 
@@ -27,7 +28,49 @@ Stack = Literal["channels", "max", "mean"]
 
 TIFF, ARRAYS, DICOM = (".tif", ".tiff"), (".npy", ".npz"), (".dcm", ".dicom")
 SUFFIXES = (*folders.SUFFIXES, *ARRAYS, *DICOM)
+MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif", b"\x93NUMPY": ".npy"}
 MOST_CHANNELS = 16  # an axis up to so long may be one of channels, in an array that does not say
+
+
+class Blob(io.BytesIO):
+    """The bytes of a picture that is no file of its own, with as much of a path as those who read pictures ask for.
+
+    name  where it lies, with the suffix that says how it is decoded; a name without one gets that of its first bytes
+    """
+
+    def __init__(self, name: str, data: bytes) -> None:
+        super().__init__(data)
+        self.called = name
+        self.suffix = PurePosixPath(name).suffix or next(
+            (s for start, s in MAGIC.items() if data.startswith(start)), ""
+        )
+
+    def __str__(self) -> str:
+        return self.called
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.called).name
+
+    def read_bytes(self) -> bytes:
+        return self.getvalue()
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        return io.BytesIO(self.getvalue())
+
+    def close(self) -> None:
+        """Nothing: those who open a picture close it, and others read it again."""
+
+
+Picture = Path | Blob  # what `Pixels.read` takes
+
+
+class UnreadableError(ValueError):
+    """A picture, or a shard with `pictures` of them, that cannot be had; `beyond` is the number of what replaces it."""
+
+    def __init__(self, name: str, reason: str, beyond: int, pictures: int = 1) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason, self.beyond, self.pictures = name, reason, beyond, pictures
 
 
 @dataclass(frozen=True)
@@ -40,12 +83,17 @@ class Kind:
     depth: Depth
 
 
+def source(picture: Picture) -> Path | io.BytesIO:
+    """What libraries open: a path, or the bytes of a Blob from their start."""
+    return picture.open() if isinstance(picture, Blob) else picture
+
+
 def depth_of(dtype: np.dtype) -> Depth:
     """The depth that keeps every number of a type: anything but 8 and 16 bit without sign becomes float32."""
     return {"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}.get(dtype.newbyteorder("=").name, "float32")
 
 
-def read_values(path: Path, stack: Stack) -> np.ndarray:
+def read_values(path: Picture, stack: Stack) -> np.ndarray:
     """The numbers of a file, (c, H, W), uint8, uint16 or float32, as they stand there.
 
     Raises whatever a decoder raises for a broken file, ValueError for a shape that is no picture.
@@ -56,7 +104,7 @@ def read_values(path: Path, stack: Stack) -> np.ndarray:
     elif suffix in DICOM:
         values, axes = read_dicom(path)
     elif suffix in TIFF and not simple_tiff(path):
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(source(path)) as file:
             values, axes = file.series[0].asarray(), file.series[0].axes
     else:
         values, axes = read_plain(path), "CYX"
@@ -81,7 +129,7 @@ def flatten(values: np.ndarray, axes: str, stack: Stack) -> np.ndarray:
     return (mean if values.dtype.kind == "f" else mean.round()).astype(values.dtype)
 
 
-def read_plain(path: Path) -> np.ndarray:
+def read_plain(path: Picture) -> np.ndarray:
     """A file that Pillow or torchvision reads, in its own depth: (c, H, W)."""
     suffix = path.suffix.lower()
     if suffix == ".png" and png_colour_type(path) is not None:
@@ -108,16 +156,17 @@ def fits_16_bit(values: np.ndarray) -> bool:
     return values.min() >= 0 and values.max() <= 65535
 
 
-def png_colour_type(path: Path) -> int | None:
+def png_colour_type(path: Picture) -> int | None:
     """2 (RGB), 4 (grey with alpha) or 6 (RGBA) of a PNG with 16 bits a channel, of which Pillow would keep 8."""
     with path.open("rb") as file:
         head = file.read(26)
     return head[25] if len(head) == 26 and head[24] == 16 and head[25] in (2, 4, 6) else None
 
 
-def read_npy(path: Path) -> tuple[np.ndarray, str]:
+def read_npy(path: Picture) -> tuple[np.ndarray, str]:
     """The one array of a .npy or .npz file and its axes; nothing that could execute code is loaded."""
-    found = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
+    mapped = path.suffix.lower() == ".npy" and isinstance(path, Path)
+    found = np.load(source(path), mmap_mode="r" if mapped else None, allow_pickle=False)
     if isinstance(found, np.ndarray):
         return found, axes_of(found.shape)
     with found:
@@ -139,12 +188,12 @@ def axes_of(shape: tuple[int, ...]) -> str:
     raise ValueError(f"an array of shape {shape} is no picture: expected (H, W), (C, H, W) or (H, W, C)")
 
 
-def read_dicom(path: Path) -> tuple[np.ndarray, str]:
+def read_dicom(path: Picture) -> tuple[np.ndarray, str]:
     """The values of a DICOM file (rescaled as it says, bright where it is bright on screen) and their axes."""
     pydicom = import_pydicom()
     from pydicom.pixels import apply_rescale
 
-    file = pydicom.dcmread(path)
+    file = pydicom.dcmread(source(path))
     values = file.pixel_array
     if file.get("PhotometricInterpretation") == "MONOCHROME1":  # small numbers are bright
         top = -1 if file.get("PixelRepresentation", 0) else 2 ** int(file.BitsStored) - 1  # of all pictures alike
@@ -167,16 +216,16 @@ def import_pydicom() -> ModuleType:
     return pydicom
 
 
-def simple_tiff(path: Path) -> bool:
+def simple_tiff(path: Picture) -> bool:
     """Whether Pillow reads a TIFF without losing anything: one page, 8 bit, or grey."""
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(source(path)) as file:
         series = file.series[0]
         samples = series.shape[series.axes.index("S")] if "S" in series.axes else 1
         one = set(series.axes) <= set("YXS") and len(file.series) == 1
         return one and (samples == 1 or (samples <= 4 and series.dtype == np.uint8))
 
 
-def describe(path: Path, stack: Stack = "channels") -> Kind | None:
+def describe(path: Picture, stack: Stack = "channels") -> Kind | None:
     """What a file's header says; None if there is no telling.
 
     Raises DataError where a package is missing.
@@ -189,7 +238,7 @@ def describe(path: Path, stack: Stack = "channels") -> Kind | None:
         if suffix in DICOM:
             return describe_dicom(path, stack)
         if suffix in TIFF and not simple_tiff(path):
-            with tifffile.TiffFile(path) as file:
+            with tifffile.TiffFile(source(path)) as file:
                 return kind_of(file.series[0].shape, file.series[0].axes, file.series[0].dtype, stack)
         return describe_plain(path)
     except DataError:
@@ -204,8 +253,8 @@ def kind_of(shape: Sequence[int], axes: str, dtype: np.dtype, stack: Stack) -> K
     return Kind(shape[axes.index("X")], shape[axes.index("Y")], channels, depth_of(np.dtype(dtype)))
 
 
-def describe_dicom(path: Path, stack: Stack) -> Kind:
-    file = import_pydicom().dcmread(path, stop_before_pixels=True)
+def describe_dicom(path: Picture, stack: Stack) -> Kind:
+    file = import_pydicom().dcmread(source(path), stop_before_pixels=True)
     bits, signed = int(file.BitsAllocated), bool(file.get("PixelRepresentation", 0))
     exact = {8: "uint8", 16: "uint16"}.get(bits, "float32")
     depth = "float32" if signed or rescaled(file) else exact
@@ -213,7 +262,7 @@ def describe_dicom(path: Path, stack: Stack) -> Kind:
     return Kind(int(file.Columns), int(file.Rows), frames * int(file.get("SamplesPerPixel", 1)), depth)
 
 
-def describe_plain(path: Path) -> Kind | None:
+def describe_plain(path: Picture) -> Kind | None:
     with Image.open(path) as picture:
         size = picture.size[::-1] if picture.getexif().get(EXIF_ORIENTATION, 1) >= 5 else picture.size
         if path.suffix.lower() == ".png" and (colour := png_colour_type(path)) is not None:

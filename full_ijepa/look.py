@@ -228,7 +228,7 @@ def tensors(data: str) -> dict[str, Part]:
 
 def made_of(paths: list[Path], stack: Stack, notes: list[str]) -> tuple[Pixels, Counter[tuple[int, str]]]:
     """What most files are, and how many of which kind; what does not agree is added to `notes`."""
-    kinds: dict[Path, Kind] = survey(some(paths, SAMPLED), stack)
+    kinds: dict[str, Kind] = survey(some(paths, SAMPLED), stack)
     counted = Counter((kind.channels, kind.depth) for kind in kinds.values())
     try:
         channels, depth = settle(paths, 0, stack)

@@ -18,13 +18,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from full_ijepa.formats import ARRAYS, DICOM, TIFF, Depth, Kind, Stack, describe, read_values, simple_tiff
+from full_ijepa.formats import (
+    ARRAYS,
+    DICOM,
+    TIFF,
+    Depth,
+    Kind,
+    Picture,
+    Stack,
+    UnreadableError,
+    describe,
+    read_values,
+    simple_tiff,
+)
 from toy_ijepa.decoding import DataError, blame, read_pixels
 from toy_ijepa.folders import ImageSet, decode
 from toy_ijepa.patches import normalise
@@ -35,6 +48,9 @@ VALUES = 4096
 FAR = 3.0  # stds between means, or ratio of stds, from which values are called foreign to an encoder
 TAILS = 0.001  # share of the values at either end (dead and hot pixels) that mean and std leave out
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class Pixels:
         """Three of the channels that lie along an axis."""
         return values.index_select(axis, torch.tensor([0, min(1, self.channels - 1), min(2, self.channels - 1)]))
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, path: Picture) -> np.ndarray:
         """One picture as (C, H, W) of this depth.
 
         Grey becomes as many channels as are wanted, colour becomes grey where one channel is wanted.
@@ -105,7 +121,7 @@ class Pixels:
             raise ValueError("some of its numbers are not finite")
         return values
 
-    def read_fitted(self, path: Path, sides: tuple[int, int] | None) -> np.ndarray | str:
+    def read_fitted(self, path: Picture, sides: tuple[int, int] | None) -> np.ndarray | str:
         """One picture (C, H, W) brought to sides (H, W) if given; or the reason why it cannot be read.
 
         Raises MachineError if the file is not to blame.
@@ -115,6 +131,14 @@ class Pixels:
         except Exception as error:  # decoders of broken files raise anything
             return blame(path, error)
         return values.numpy() if sides is None else fit(values[None], sides)[0].numpy()
+
+    def read_number(self, number: int, pictures: Sequence[Picture], sides: tuple[int, int] | None) -> np.ndarray | str:
+        """As `read_fitted`, the picture of a number in a set."""
+        try:
+            picture = pictures[number]
+        except UnreadableError as error:
+            return str(error)
+        return self.read_fitted(picture, sides)
 
 
 PHOTOGRAPHS = Pixels()
@@ -163,19 +187,26 @@ def typed(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.round().clamp(info.min, info.max).to(dtype)
 
 
-def survey(paths: Sequence[Path], stack: Stack = "channels") -> dict[Path, Kind]:
-    """What the headers of files say; files without a readable one are left out."""
+def survey(pictures: Sequence[Picture], stack: Stack = "channels") -> dict[str, Kind]:
+    """What the headers of pictures say, by name; those without a readable one are left out."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(partial(describe, stack=stack), paths)
-        return {path: kind for path, kind in zip(paths, found, strict=True) if kind is not None}
+        found = pool.map(partial(describe, stack=stack), pictures)
+        return {str(picture): kind for picture, kind in zip(pictures, found, strict=True) if kind is not None}
 
 
-def some(paths: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the files, evenly spread."""
-    return [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else list(paths)
+def some(pictures: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the pictures, evenly spread, or as a set that is far away hands them out (`sample`).
+
+    Those that cannot be had are left out here; who trains on them is told.
+    """
+    if hasattr(pictures, "sample"):
+        return pictures.sample(count)
+    if len(pictures) <= count:
+        return list(pictures)
+    return [pictures[i * len(pictures) // count] for i in range(count)]
 
 
-def settle(paths: Sequence[Path], asked: int = 0, stack: Stack = "channels") -> tuple[int, Depth]:
+def settle(paths: Sequence[Picture], asked: int = 0, stack: Stack = "channels") -> tuple[int, Depth]:
     """Channels and depth of a set, from its headers.
 
     asked  the number of channels wanted; 0 for as many as the pictures have: grey among colour counts as colour
@@ -208,14 +239,14 @@ def most_are_photographs(kinds: Iterable[Kind]) -> bool:
     return 2 * sum(found) > len(found)
 
 
-def told(kinds: dict[Path, Kind], name: str) -> str:
+def told(kinds: dict[str, Kind], name: str) -> str:
     """How many files have each value of a field, with an example of each."""
     example = {getattr(kind, name): path for path, kind in reversed(kinds.items())}
     count = Counter(getattr(kind, name) for kind in kinds.values())
-    return ", ".join(f"{value} {name} ({n} files, {example[value].name})" for value, n in count.most_common(4))
+    return ", ".join(f"{value} {name} ({n} files, {Path(example[value]).name})" for value, n in count.most_common(4))
 
 
-def measure(paths: Sequence[Path], pixels: Pixels, seed: int = 0) -> Pixels:
+def measure(paths: Sequence[Picture], pixels: Pixels, seed: int = 0) -> Pixels:
     """The same pixels with mean and std of each channel, measured on some of the pictures, one after another.
 
     The TAILS at both ends are left out: a hot pixel does not stretch the scale. Raises DataError if none can be read or
@@ -245,7 +276,7 @@ def measure(paths: Sequence[Path], pixels: Pixels, seed: int = 0) -> Pixels:
     return Pixels(pixels.channels, pixels.depth, tuple(mean), tuple(std), pixels.stack)
 
 
-def compare(paths: Sequence[Path], pixels: Pixels) -> None:
+def compare(paths: Sequence[Picture], pixels: Pixels) -> None:
     """Warn if pictures have other values than those that an encoder was trained on."""
     found = measure(paths, pixels)
     mean, std = (np.array(v) * np.ones(pixels.channels) for v in (pixels.mean, pixels.std))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from full_ijepa import balance, checkpoint, methods
 from full_ijepa.balance import steps_of
-from full_ijepa.data import Resident, Stream, accumulation, plan, probe_set, settled, told_plainly, training_set
+from full_ijepa.data import Resident, Stream, accumulation, opened, plan, probe_set, settled, told_plainly, training_set
 from full_ijepa.distributed import World, local_only, only_run, share, world
 from full_ijepa.journal import Journal, check_boards
 from full_ijepa.labels import task_of
@@ -102,9 +102,10 @@ class Trainer:
     """One process of a run: model, optimisers and data at some optimiser step."""
 
     def __init__(self, recipe: Recipe, here: World, data: Resident | Stream | None = None) -> None:
+        self.pictures = opened(recipe, here) if data is None else None
         with here.leader_first():
-            recipe = settled(recipe) if data is None else recipe
-            self.data = training_set(recipe, here.device) if data is None else data
+            recipe = settled(recipe, self.pictures) if data is None else recipe
+            self.data = training_set(recipe, here.device, self.pictures) if data is None else data
         self.recipe, self.world = recipe, here
         self.parts = accumulation(recipe, here.size)
         self.steps = steps_of(recipe, len(self.data))
@@ -204,7 +205,7 @@ def some_pictures(data: Resident | Stream, recipe: Recipe, count: int) -> Tensor
     A set of fewer pictures is gone through again and again, in whole rounds.
     """
     still = recipe.replace(batch=count, micro_batch=count, workers=0)
-    images, _ = next(data.batches(plan(len(data), still, 0, 1), still))
+    images, _ = next(data.batches(plan(data.layout, still, 0, 1), still))
     return images
 
 
@@ -242,7 +243,9 @@ class Loop:
         if self.leads:
             out.mkdir(parents=True, exist_ok=True)
             self.journal = Journal(out, trainer.step, trainer.recipe)
-        self.probing = probe_set(trainer.recipe) if trainer.recipe.probe_epochs else None
+        self.probing = None
+        if trainer.recipe.probe_epochs:
+            self.probing = probe_set(trainer.recipe, pictures=trainer.pictures, here=trainer.world)
         self.judge = "knn" if self.probing else "rank"
         for path in kept:
             checkpoint.compare(trainer.recipe, checkpoint.about_of(path), self.folder)
@@ -279,7 +282,7 @@ class Loop:
 
     def run(self, interrupt: Interrupt) -> Run:
         t, recipe = self.trainer, self.trainer.recipe
-        micros = plan(len(t.data), recipe, t.step, t.steps, t.world.rank, t.world.size)
+        micros = plan(t.data.layout, recipe, t.step, t.steps, t.world.rank, t.world.size)
         batches = t.data.batches(micros, recipe)
         losses: list[Tensor] = []
         begun = mark = time.perf_counter()

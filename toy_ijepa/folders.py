@@ -61,33 +61,47 @@ def cache_root() -> Path:
     return Path(os.environ.get("IJEPA_CACHE") or Path(home) / "ijepa")
 
 
-def files_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
-    """Image files below a folder, sorted, each with the first sub-folder it lies in, or "" for none.
+def names_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """Image files below a folder as "sub-folder/.../name", sorted folder by folder: text alone, for millions of them.
 
     Follows links, but none that leads back to a folder on its way; leaves out what is hidden or JUNK.
     """
-    found = []
+    found, ends = [], tuple(suffixes)
     for folder, below, names in os.walk(base, followlinks=True):
-        way = {str(p.resolve()) for p in (Path(folder), *Path(folder).parents)} if names or below else set()
-        kept = (d for d in below if not d.startswith(".") and d not in JUNK)
-        below[:] = sorted(d for d in kept if not leads_back(Path(folder) / d, way))
-        inside = Path(folder).relative_to(base).parts
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                found.append((Path(folder) / name, inside[0] if inside else ""))
-    return sorted(found)
+        kept = [d for d in below if not d.startswith(".") and d not in JUNK]
+        linked = any(os.path.islink(os.path.join(folder, d)) for d in kept)
+        way = {str(p.resolve()) for p in (Path(folder), *Path(folder).parents)} if linked else set()
+        below[:] = [d for d in kept if not leads_back(Path(folder) / d, way)]
+        inside = "".join(f"{part}/" for part in Path(folder).relative_to(base).parts)
+        found += [inside + name for name in names if name[0] != "." and name.lower().endswith(ends)]
+    return sorted(found, key=lambda name: name.replace("/", "\0"))  # as paths are sorted: a folder's own files together
 
 
-def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
-    """As `files_below`, the first sub-folder being the class.
+def class_of(name: str) -> str:
+    """The first sub-folder that a picture lies in, or "" for none."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def files_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
+    """Image files below a folder, sorted, each with the first sub-folder it lies in, or "" for none."""
+    return [(base / name, class_of(name)) for name in names_below(base, suffixes)]
+
+
+def classes_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """As `names_below`, the first sub-folder being the class.
 
     Raises DataError if some lie in class folders and some do not.
     """
-    found = files_below(base, suffixes)
-    loose = sum(label == "" for _, label in found)
+    found = names_below(base, suffixes)
+    loose = sum("/" not in name for name in found)
     if 0 < loose < len(found):
         raise DataError(f"{loose} pictures lie loose in {base} beside class folders; put each into a class folder")
     return found
+
+
+def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
+    """As `files_below`, the first sub-folder being the class. Raises DataError as `classes_below`."""
+    return [(base / name, class_of(name)) for name in classes_below(base, suffixes)]
 
 
 def leads_back(folder: Path, way: set[str]) -> bool:
@@ -98,6 +112,15 @@ def leads_back(folder: Path, way: set[str]) -> bool:
 def find(root: Path, split: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
     """Image files of a split with the class of each, and the names of all classes of the *whole* source.
 
+    Raises DataError as `find_names`.
+    """
+    base, names, classes = find_names(root, split, suffixes)
+    return [(base / name, class_of(name)) for name in names], classes
+
+
+def find_names(root: Path, split: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[Path, list[str], tuple[str, ...]]:
+    """The folder of a split, its image files as names below it, and the names of all classes of the *whole* source.
+
     root/{train,test} is used where it exists; else every fifth file of each class is the test split.
     Raises DataError for a missing or empty folder, too few pictures, or a test class that training does not have.
     """
@@ -107,24 +130,30 @@ def find(root: Path, split: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[li
         raise DataError(f"a folder has no split {split!r}: choose from {', '.join(SPLITS)}")
     divided = (root / "train").is_dir()
     base = root / split if divided else root
-    files = pictures_below(base, suffixes) if base.is_dir() else []
-    if not files:
+    names = classes_below(base, suffixes) if base.is_dir() else []
+    if not names:
         raise DataError(f"no pictures in {base}: expected {', '.join(suffixes)}, in one folder a class or loose")
-    known = pictures_below(root / "train", suffixes) if divided and split != "train" else files
-    classes = tuple(sorted({label for _, label in known} - {""}))
-    if unknown := {label for _, label in files} - {"", *classes}:
+    known = classes_below(root / "train", suffixes) if divided and split != "train" else names
+    classes = tuple(sorted(set(map(class_of, known)) - {""}))
+    if unknown := set(map(class_of, names)) - {"", *classes}:
         raise DataError(f"{base} has a class {min(unknown)!r} that {root / 'train'} does not")
     if not divided:
-        seen: Counter[str] = Counter()
-        kept = []
-        for file, label in files:
-            if (seen[label] % 5 == 4) == (split == "test"):
-                kept.append((file, label))
-            seen[label] += 1
-        files = kept
-        if not files:
+        names = every_fifth(names, split == "test")
+        if not names:
             raise DataError(f"too few pictures in {base} to set a test split aside: at least five a class are needed")
-    return files, classes
+    return base, names, classes
+
+
+def every_fifth(names: list[str], test: bool) -> list[str]:
+    """Every fifth name of each class, or all others."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for name in names:
+        label = class_of(name)
+        if (seen[label] % 5 == 4) == test:
+            kept.append(name)
+        seen[label] += 1
+    return kept
 
 
 def common_size(files: list[Path], image_size: int | None) -> int | None:

@@ -21,7 +21,8 @@ class Recipe:
 
     # --- data
 
-    # "stl10", "imagenet", "cifar10", "cifar100", "shapes" or "folder:PATH"
+    # "stl10", "imagenet", "cifar10", "cifar100", "shapes", "folder:PATH"; WebDataset's "shards:FOLDER" or
+    # "shards:NAME-{000..123}.tar" (paths or addresses); Hugging Face's "hf:PATH_OR_NAME[@CONFIG][:SPLIT]"
     data: str = "stl10"
     # pixels that the encoder sees: the side of a square, or height and width
     image_size: int | tuple[int, int] = 224
@@ -45,6 +46,12 @@ class Recipe:
     workers: int = 8
     # go on although more than one in twenty of a folder's files cannot be read
     allow_skipped: bool = False
+    # shards whose pictures are shuffled together: more mix better, of remote ones fewer need less room
+    shards_together: int = 32
+    # GB that remote shards may take in the cache folder (IJEPA_CACHE); room for twice shards_together is needed
+    shard_room: float = 20.0
+    # "gpu" leaves JPEG files to the GPU's decoder, where processor cores are too few; colours differ by a few levels
+    decode: Literal["workers", "gpu"] = "workers"
 
     # --- encoder
 
@@ -164,7 +171,18 @@ class Recipe:
     task: Literal["auto", "classes", "tags", "numbers"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "micro_batch", "lr", "patch", "groups", "log_every", "keep"):
+        for name in (
+            "epochs",
+            "batch",
+            "micro_batch",
+            "lr",
+            "patch",
+            "groups",
+            "log_every",
+            "keep",
+            "shards_together",
+            "shard_room",
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} {value} must be above 0")

@@ -16,9 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from full_ijepa import data, pixels
-from full_ijepa.data import Micro, Resident, Stream, augment, mix, order, plan, told_plainly
+from full_ijepa import data, pixels, streams
+from full_ijepa.crops import augment
+from full_ijepa.crops import cut as cut_out
 from full_ijepa.evaluate.features import labelled
+from full_ijepa.order import Micro, accumulation, mix, order, plan
+from full_ijepa.streams import Resident, Stream, told_plainly
 from full_ijepa.train import pretrain
 from tests.full.conftest import draw_pictures
 from tests.full.test_train import arguments, environment, journal_size
@@ -50,7 +53,7 @@ def test_a_plan_continued_is_the_plan(recipe):
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(recipe):
     with pytest.raises(ValueError, match="batch 8 cannot be shared out: 3 processes x micro-batches of 4"):
-        data.accumulation(recipe, 3)
+        accumulation(recipe, 3)
 
 
 def test_seeds_are_the_same_everywhere():
@@ -80,7 +83,7 @@ def test_crops_keep_the_share_they_are_told(recipe, kind):
     if kind == "resident":
         crops = augment(torch.from_numpy(picture).expand(400, -1, -1, -1).clone(), cut, 1)
     else:
-        crops = normalise(data.cut([torch.from_numpy(picture)] * 400, cut, 1))
+        crops = normalise(cut_out([torch.from_numpy(picture)] * 400, cut, 1))
     span = [(crops[:, c].amax((1, 2)) - crops[:, c].amin((1, 2))) / 4 * 16 / 15 for c in (0, 1)]
     area, aspect = span[0] * span[1], span[1] * 80 / (span[0] * 40)
     assert 0.15 < area.min() < 0.25 < 0.42 < area.max() < 0.56
@@ -96,7 +99,7 @@ def test_streamed_crops_are_those_in_memory(recipe):
     down, across = torch.meshgrid(torch.linspace(0, 255, 48), torch.linspace(0, 255, 96), indexing="ij")
     picture = torch.stack([down, across, (down + across) / 2]).byte()
     together = augment(picture.expand(50, -1, -1, -1), recipe, 3)
-    alone = normalise(data.cut([picture] * 50, recipe, 3))
+    alone = normalise(cut_out([picture] * 50, recipe, 3))
     assert (together - alone).abs().mean() < 0.05
     assert (together.flip(3) - alone).abs().mean() > 0.5
 
@@ -185,7 +188,7 @@ def test_a_folder_of_nothing_but_broken_pictures_is_refused(recipe, tmp_path):
     for path in paths:
         path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="10 pictures in a row cannot be read"):
-        data.Files(paths, recipe)[Micro((0, 1), 0)]
+        streams.Files(paths, recipe)[Micro((0, 1), 0)]
     stream = Stream(paths, torch.device("cpu"))
     message = r"^10 pictures in a row cannot be read, the last .*9\.png: [^\n]*$"
     with pytest.raises(DataError, match=message), told_plainly():

@@ -1,0 +1,177 @@
+"""Files that are elsewhere: what fsspec knows (http, s3, gs ...), fetched whole, checked, and asked for again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from filelock import FileLock
+
+from toy_ijepa.decoding import DataError
+from toy_ijepa.environment import MachineError
+
+WAITS = (1.0, 4.0, 15.0, 60.0)  # s between two attempts
+BLOCK = 1 << 23  # bytes asked for at a time: what a lost connection costs
+T = TypeVar("T")
+
+
+class RemoteError(Exception):
+    """A file that could not be fetched; says why."""
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is an address rather than a path."""
+    return "://" in place
+
+
+def system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it. Raises DataError if a package is missing."""
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{url} cannot be read ({error}): http needs `pip install aiohttp`, s3 `pip install s3fs`, gs `pip install "
+            "gcsfs`"
+        ) from error
+
+
+def patiently(url: str, ask: Callable[[], T]) -> T:
+    """What `ask` returns; asked again after each of WAITS. Raises RemoteError, at once if there is no such file."""
+    for wait in (*WAITS, None):
+        try:
+            return ask()
+        except (FileNotFoundError, PermissionError) as error:
+            raise RemoteError(f"{error or type(error).__name__}") from error
+        except (MachineError, MemoryError):
+            raise
+        except Exception as error:  # each file system has its own
+            told = str(error) or type(error).__name__
+            if wait is None:
+                raise RemoteError(f"{told}, asked {len(WAITS) + 1} times") from error
+            warnings.warn(f"{url}: {told}; asked again in {wait:g} s", stacklevel=3)
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def text(place: str) -> str | None:
+    """A small text file, None if there is none. Raises DataError if its server does not answer."""
+    if not is_remote(place):
+        path = Path(place)
+        return path.read_text() if path.is_file() else None
+    try:
+        files, path = system(place)
+        return patiently(place, lambda: files.cat_file(path)).decode()
+    except RemoteError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise DataError(f"{place}: {error}") from error
+
+
+def listing(folder: str) -> list[str]:
+    """Names in a folder. Raises DataError if there is none."""
+    if not is_remote(folder):
+        if not Path(folder).is_dir():
+            raise DataError(f"no folder {folder}; --data shards:PATH needs one that holds .tar files")
+        return os.listdir(folder)
+    try:
+        files, path = system(folder)
+        return [name.rstrip("/").rpartition("/")[2] for name in patiently(folder, lambda: files.ls(path, detail=False))]
+    except RemoteError as error:
+        raise DataError(f"{folder}: {error}") from error
+
+
+def size(url: str) -> int:
+    """Bytes of a file; 0 if the server does not say. Raises DataError if it does not answer."""
+    try:
+        files, path = system(url)
+        return int(patiently(url, lambda: files.size(path)) or 0)
+    except RemoteError as error:
+        raise DataError(f"{url}: {error}") from error
+
+
+def fetch(url: str, cache: Path, room: float, sha256: str | None = None) -> Path:
+    """The file behind an address, in `cache`: whole, its checksum right if one is known, by one process at a time.
+
+    What a lost connection left is gone on with. The files used longest ago go where all would take more than `room`
+    bytes. Raises RemoteError if the file cannot be had, MachineError if the disk fails.
+    """
+    name = url.rpartition("/")[2]
+    target = cache / f"{Path(name).stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{Path(name).suffix}"
+    if used(target):
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not used(target):
+                part = target.with_name(f"{target.name}.part")
+                patiently(url, lambda: download(url, part, sha256))
+                make_room(cache, room - part.stat().st_size)
+                part.replace(target)
+    except OSError as error:
+        raise MachineError(f"{url} cannot be kept in {cache}: {error}; IJEPA_CACHE names another folder") from error
+    return target
+
+
+def used(file: Path) -> bool:
+    """Whether a file is there; its time says when it was used last."""
+    try:
+        os.utime(file)
+    except OSError:
+        return False
+    return True
+
+
+def download(url: str, part: Path, sha256: str | None) -> None:
+    """Add to `part` what it lacks; remove it if it is not what was promised."""
+    files, path = system(url)
+    whole = files.size(path)
+    have = part.stat().st_size if part.exists() else 0
+    while whole is None or have < whole:
+        end = None if whole is None else min(have + BLOCK, whole)
+        data = files.cat_file(path) if end is None else files.cat_file(path, start=have, end=end)
+        if end is None or len(data) > end - have:  # a server that knows no ranges sends all of it
+            data, whole = data[have:], len(data)
+        if not data:
+            raise OSError(f"ended after {have} of {whole} bytes")
+        append(part, data)
+        have += len(data)
+    if sha256 and (found := checksum(part)) != sha256:
+        part.unlink()
+        raise OSError(f"its SHA-256 is {found[:12]}..., the index says {sha256[:12]}...")
+
+
+def append(part: Path, data: bytes) -> None:
+    """Write, so that what the disk does wrong is not taken for the server's."""
+    try:
+        with part.open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise MachineError(f"{part} cannot be written: {error}; IJEPA_CACHE names another folder") from error
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def make_room(cache: Path, room: float) -> None:
+    """Remove the files used longest ago until the rest takes at most `room` bytes. Open ones stay readable."""
+    kept = []
+    for file in cache.glob("*.tar"):
+        try:
+            kept.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        except OSError:
+            continue  # another process was faster
+    total = sum(size for _, size, _ in kept)
+    for _, size, file in sorted(kept):
+        if total <= room:
+            return
+        file.unlink(missing_ok=True)
+        total -= size

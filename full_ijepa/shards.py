@@ -1,0 +1,407 @@
+"""Pictures in shards: tar files as WebDataset lays them out, on this machine or behind an address.
+
+A sample is all members that share a name up to its first dot: a picture, and its class in `.cls` or `.json`, if it has
+one. A table of where members lie is made once a shard and kept in the cache folder; after that any picture is one read.
+Shards that are elsewhere (http, https, or what fsspec knows: s3, gs ...) are fetched whole into the cache folder, ahead
+of the steps and no more of them than have room, and are then read as those that were here. So the order of pictures,
+crops and masks are the same wherever the shards are.
+Source of the layout: github.com/webdataset/webdataset, README, "The WebDataset Format".
+"""
+
+# Shape legend:  S pictures of a shard  n bytes
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from full_ijepa import remote
+from full_ijepa.formats import SUFFIXES, Blob, UnreadableError
+from full_ijepa.order import Micro, ShardOrder, shuffled
+from toy_ijepa.decoding import DataError, blame
+from toy_ijepa.folders import LOOKS, cache_root
+
+INDEX = "index.json"  # beside shards: what `pack` says of them
+KEPT = 64  # tables and open files that a process holds
+FETCHING = 8  # remote shards that are fetched at a time
+LONGEST = 20_000  # micro-batches that a plan is read ahead
+SAMPLED = 4  # shards that are fetched to see what remote pictures are like
+LABELS = ("cls", "label", "class")  # keys of a class in .json
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class BrokenShardError(ValueError):
+    """A shard that is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where the pictures of a shard lie: names, first bytes and lengths (S,), and classes (S,), -1 for none."""
+
+    names: list[str]
+    starts: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def expand(pattern: str) -> list[str]:
+    """A name with {000..123} in it, written out: shells and WebDataset do the same."""
+    parts = NUMBERS.split(pattern)
+    ranges = [
+        [f"{n:0{len(low)}}" for n in range(int(low), int(high) + 1)]
+        for low, high in zip(parts[1::3], parts[2::3], strict=True)
+    ]
+    return [
+        "".join(itertools.chain(*itertools.zip_longest(parts[::3], picked, fillvalue="")))
+        for picked in itertools.product(*ranges)
+    ]
+
+
+def places(spec: str, part: str = "train") -> list[str]:
+    """The shards of "shards:FOLDER" (its part's, PART-*.tar, or all of them to train on) or "shards:PATTERN".
+
+    Raises DataError if there are none, or a pattern is asked for another part than what it names.
+    """
+    where = spec.removeprefix("shards:")
+    folder = where if remote.is_remote(where) else str(Path(where).expanduser())
+    if where.endswith(".tar"):
+        if part != "train":
+            raise DataError(
+                f"{spec} names shards to train on; to judge, give the folder that holds train-*.tar and {part}-*.tar"
+            )
+        found = expand(folder)
+        missing = [place for place in found if not remote.is_remote(place) and not Path(place).is_file()]
+        if missing:
+            raise DataError(f"{len(missing)} of {len(found)} shards are not there, the first: {missing[0]}")
+        return found
+    about = remote.text(f"{folder.rstrip('/')}/{INDEX}") if remote.is_remote(folder) else None
+    listed = json.loads(about)["shards"] if about else remote.listing(folder)  # web servers need not list folders
+    names = sorted(name for name in listed if name.endswith(".tar"))
+    if kept := [name for name in names if re.match(rf"{'(test|val)' if part == 'test' else part}-", name)]:
+        return [f"{folder.rstrip('/')}/{name}" for name in kept]
+    if part == "train" and names and not any(re.match("(train|test|val)-", name) for name in names):
+        return [f"{folder.rstrip('/')}/{name}" for name in names]
+    raise DataError(
+        f"no shards {part}-*.tar in {folder}: `python -m full_ijepa pack` writes them, or name them as in "
+        "shards:FOLDER/name-{000..123}.tar"
+    )
+
+
+class Shards(Sequence[Blob]):
+    """The pictures of shards, numbered one shard after another.
+
+    places    path or address of each
+    together  shards whose pictures are shuffled together
+    room      bytes that remote shards may take here
+    Raises DataError if there are none, or the room is too small.
+    """
+
+    def __init__(self, places: Sequence[str], together: int = 32, room: float = 20e9) -> None:
+        self.places, self.room = list(places), room
+        self.remote = remote.is_remote(self.places[0])
+        self.about, self.classes = self.read_index()
+        self.tables: OrderedDict[int, Table] = OrderedDict()
+        self.open: OrderedDict[int, int] = OrderedDict()
+        self.owner = os.getpid()
+        self.broken: dict[int, str] = {}
+        self.order = ShardOrder(self.count(), together)
+        if not len(self):
+            raise DataError(f"no pictures in {len(self.places)} shards, the first {self.places[0]}")
+        self.check_room()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def read_index(self) -> tuple[dict[str, dict], tuple[str, ...]]:
+        """What index.json says of each shard by name (pictures, bytes, sha256), and the names of classes."""
+        text = remote.text(f"{self.places[0].rpartition('/')[0]}/{INDEX}")
+        if text is None:
+            return {}, ()
+        try:
+            found = json.loads(text)
+            return dict(found["shards"]), tuple(found.get("classes", ()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{INDEX} beside {self.places[0]} is not what `pack` writes ({error!r}): mend or remove it"
+            ) from error
+
+    def known(self, shard: int) -> dict:
+        """What the index says of a shard; {} for nothing."""
+        return self.about.get(self.places[shard].rpartition("/")[2], {})
+
+    def count(self) -> list[int]:
+        """Pictures of each shard: what the index says, else every shard is gone through once.
+
+        Shards that cannot be read then have none, and are named; more than one in twenty raise DataError.
+        """
+        if all("pictures" in self.known(shard) for shard in range(len(self.places))):
+            return [int(self.known(shard)["pictures"]) for shard in range(len(self.places))]
+        told = f"no {INDEX}: counting the pictures of {len(self.places)} shards, once"
+        counts, lost = [], []
+        for shard in tqdm(range(len(self.places)), told, bar_format=LOOKS, delay=2.0):
+            try:
+                counts.append(len(self.table(shard)))
+            except BrokenShardError as error:
+                counts.append(0)
+                lost.append(str(error))
+                warnings.warn(f"shard skipped ({len(lost)} so far): {error}", stacklevel=4)
+        if len(lost) > len(counts) / 20 or not any(counts):
+            raise DataError(f"{len(lost)} of {len(counts)} shards cannot be read: {'; '.join(lost[:5])}")
+        return counts
+
+    def check_room(self) -> None:
+        """Raise DataError if the shards that two groups need do not fit into `room`."""
+        if not self.remote:
+            return
+        sizes = [self.known(s).get("bytes") or remote.size(self.places[s]) for s in range(min(len(self.places), 8))]
+        needed = 2 * min(self.order.together, len(self.places)) * max(sizes)
+        if needed > self.room:
+            raise DataError(
+                f"{self.order.together} shards are shuffled together and as many are fetched ahead: up to "
+                f"{needed / 1e9:.1f} GB, shard_room is {self.room / 1e9:g}. Raise it, or lower --shards-together"
+            )
+
+    def __getitem__(self, number: int) -> Blob:
+        """A picture's bytes. Raises UnreadableError if its shard cannot be read, MachineError if the disk fails."""
+        number = range(len(self))[number]
+        shard = int(np.searchsorted(self.order.starts, number, side="right")) - 1
+        inside = number - int(self.order.starts[shard])
+        try:
+            if shard in self.broken:
+                raise BrokenShardError(self.broken[shard])
+            table = self.table(shard)
+            name = f"{self.places[shard]}/{table.names[inside]}"
+            data = os.pread(self.handle(shard), int(table.sizes[inside]), int(table.starts[inside]))
+            if len(data) != table.sizes[inside]:
+                raise BrokenShardError(f"{name} ends after {len(data)} of {table.sizes[inside]} bytes")
+            return Blob(name, data)
+        except BrokenShardError as error:
+            self.broken[shard] = str(error)
+        except OSError as error:
+            self.broken[shard] = blame(Path(self.places[shard]), error)  # raises if the disk is at fault
+        raise UnreadableError(
+            self.places[shard],
+            self.broken[shard].removeprefix(f"{self.places[shard]}: "),
+            self.instead(shard, inside),
+            max(int(self.order.counts[shard]), 2),
+        )
+
+    def instead(self, shard: int, inside: int) -> int:
+        """The picture that takes the place of one in a broken shard: in the next shard, at the same place."""
+        for step in range(1, len(self.places) + 1):
+            other = (shard + step) % len(self.places)
+            if other not in self.broken and self.order.counts[other]:
+                return int(self.order.starts[other]) + inside % int(self.order.counts[other])
+        raise DataError(f"none of {len(self.places)} shards can be read; the last: {self.broken[shard]}")
+
+    def labels(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Classes of pictures, int64; -1 where there is none, or the shard cannot be read."""
+        found = []
+        for number in numbers:
+            shard = int(np.searchsorted(self.order.starts, number, side="right")) - 1
+            try:
+                found.append(int(self.table(shard).labels[number - int(self.order.starts[shard])]))
+            except BrokenShardError:
+                found.append(-1)
+        return torch.tensor(found)
+
+    # --- files
+
+    def local(self, shard: int) -> Path:
+        """The file of a shard on this machine, fetched if it is elsewhere."""
+        place = self.places[shard]
+        if not remote.is_remote(place):
+            return Path(place)
+        try:
+            return remote.fetch(place, self.cache, self.room, self.known(shard).get("sha256"))
+        except remote.RemoteError as error:
+            raise BrokenShardError(f"{place}: {error}") from error
+
+    @cached_property
+    def cache(self) -> Path:
+        """Where remote shards and tables are kept."""
+        return cache_root() / "shards" / hashlib.sha256(self.places[0].rpartition("/")[0].encode()).hexdigest()[:12]
+
+    def handle(self, shard: int) -> int:
+        """An open file. Processes do not share them: one that was inherited is not closed here."""
+        if self.owner != os.getpid():
+            self.owner, self.open = os.getpid(), OrderedDict()
+        if shard not in self.open:
+            self.open[shard] = os.open(self.local(shard), os.O_RDONLY)
+            if len(self.open) > KEPT:
+                os.close(self.open.popitem(last=False)[1])
+        self.open.move_to_end(shard)
+        return self.open[shard]
+
+    def table(self, shard: int) -> Table:
+        """Where a shard's pictures lie. Raises BrokenShardError."""
+        if shard not in self.tables:
+            file = self.local(shard)
+            self.tables[shard] = kept_table(file, self.cache, self.known(shard).get("pictures"))
+            if len(self.tables) > KEPT:
+                self.tables.popitem(last=False)
+        self.tables.move_to_end(shard)
+        return self.tables[shard]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | dict(open=OrderedDict(), owner=0)
+
+    # --- few shards at a time
+
+    def sample(self, count: int, seed: int | None = None) -> list[Blob]:
+        """Pictures to see what the set is like: evenly spread, or drawn with a seed; of remote ones in few shards."""
+        found = []
+        for number in self.numbers(count, seed):
+            with suppress(UnreadableError):  # named when it is trained on
+                found.append(self[number])
+        return found
+
+    def numbers(self, count: int, seed: int | None = None) -> list[int]:
+        """At most `count` numbers of pictures, evenly spread, or drawn with a seed; of remote ones in few shards."""
+        shards = np.arange(len(self.places))
+        if self.remote:
+            shards = shards[:SAMPLED] if seed is None else shuffled(shards, len(shards), seed)[: 2 * SAMPLED]
+        starts, counts = self.order.starts[shards], self.order.counts[shards]
+        total = int(counts.sum())
+        places = np.arange(min(count, total))
+        places = places * total // len(places) if seed is None else shuffled(places, total, seed)
+        ends = np.cumsum(counts)
+        which = np.searchsorted(ends, places, side="right")
+        return (starts[which] + places - (ends - counts)[which]).tolist()
+
+    def prepared(self, plan: Iterable[Micro]) -> Iterator[Micro]:
+        """The same plan, read ahead: remote shards of this group and the next are fetched before they are needed."""
+        if not self.remote:
+            yield from plan
+            return
+        plan, waiting, needed = iter(plan), deque(), Counter()
+        pool = ThreadPoolExecutor(FETCHING)
+        try:
+            while True:
+                while len(needed) < 2 * self.order.together and len(waiting) < LONGEST:
+                    if (micro := next(plan, None)) is None:
+                        break
+                    shards = np.unique(np.searchsorted(self.order.starts, micro.index, side="right") - 1).tolist()
+                    for shard in shards:
+                        if shard not in needed:
+                            pool.submit(self.try_local, shard)
+                    needed.update(shards)
+                    waiting.append((micro, shards))
+                if not waiting:
+                    return
+                micro, shards = waiting.popleft()
+                needed -= Counter(shards)  # those that nobody needs any more leave the count
+                yield micro
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def try_local(self, shard: int) -> None:
+        with suppress(BrokenShardError):  # named by who reads it
+            self.local(shard)
+
+
+def kept_table(file: Path, cache: Path, pictures: int | None = None) -> Table:
+    """The table of a shard from the cache folder while size and time of the shard are the same, else made anew.
+
+    Raises BrokenShardError if the shard is cut short or has not as many pictures as its index says.
+    """
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise BrokenShardError(blame(file, error)) from error
+    mark = f"v1 {stat.st_size} {stat.st_mtime_ns}"
+    kept = cache / f"{file.name}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}.table"
+    try:
+        with safe_open(kept, "np") as found:
+            if (found.metadata() or {}).get("mark") == mark:
+                names = found.get_tensor("names").tobytes().decode().split("\n")
+                made = Table(names, *(found.get_tensor(n) for n in ("starts", "sizes", "labels")))
+                return counted(made, file, pictures)
+    except (OSError, SafetensorError, UnicodeDecodeError):
+        pass  # none yet
+    made = counted(read_table(file), file, pictures)
+    if len(made):
+        names = np.frombuffer("\n".join(made.names).encode(), dtype=np.uint8).copy()
+        tensors = dict(names=names, starts=made.starts, sizes=made.sizes, labels=made.labels)
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            save_file({k: torch.from_numpy(v) for k, v in tensors.items()}, part, metadata=dict(mark=mark))
+            part.replace(kept)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            warnings.warn(f"the table of {file} is not kept ({error}); it is made anew next time", stacklevel=2)
+    return made
+
+
+def counted(table: Table, file: Path, pictures: int | None) -> Table:
+    if pictures is not None and len(table) != pictures:
+        raise BrokenShardError(f"{file} holds {len(table)} pictures, {INDEX} says {pictures}")
+    return table
+
+
+def read_table(file: Path) -> Table:
+    """Go through the headers of a tar file. Raises BrokenShardError if it is cut short or no such file."""
+    rows: OrderedDict[str, list] = OrderedDict()
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    note(rows, tar, member)
+            end, size = tar.offset, file.stat().st_size
+        # TRAP: at a broken header in its midst tarfile stops as at the end, and says nothing. A whole file ends with
+        # empty blocks.
+        with file.open("rb") as opened:
+            opened.seek(end)
+            if opened.read(512).strip(b"\0") or (end > size):
+                raise BrokenShardError(f"{file} is broken at byte {end} of {size}, or cut short")
+    except tarfile.TarError as error:
+        raise BrokenShardError(f"{file}: {error}") from error
+    except OSError as error:
+        raise BrokenShardError(blame(file, error)) from error
+    found = [row for row in rows.values() if row[0]]
+    columns = list(zip(*found, strict=True)) if found else [(), (), (), ()]
+    return Table(list(columns[0]), *(np.array(column, dtype=np.int64) for column in columns[1:]))
+
+
+def note(rows: OrderedDict[str, list], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    """Add what a member says of its sample: [name of the picture, first byte, length, class]."""
+    folder, slash, base = member.name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    row = rows.setdefault(f"{folder}{slash}{stem}", ["", 0, 0, -1])
+    if f".{ending.rpartition('.')[2].lower()}" in SUFFIXES:
+        if not row[0]:  # of several pictures of a sample, the first
+            row[:3] = member.name, member.offset_data, member.size
+    elif ending in ("cls", "json"):
+        row[3] = class_in(tar.extractfile(member).read(), ending)
+
+
+def class_in(data: bytes, ending: str) -> int:
+    """The class that a .cls or .json member holds; -1 for none, or one that is no number."""
+    try:
+        said = int(data) if ending == "cls" else json.loads(data)
+    except ValueError:
+        return -1
+    value = next((said[key] for key in LABELS if key in said), -1) if isinstance(said, dict) else said
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
