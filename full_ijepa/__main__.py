@@ -1,6 +1,7 @@
 """The command line.
 
 python -m full_ijepa look DATA [--out look.html]
+python -m full_ijepa pack FOLDER OUT [--side 256]
 python -m full_ijepa pretrain RECIPE [--field value ...] --out RUN [--resume auto]
 python -m full_ijepa evaluate RUN [--protocols ...]
 python -m full_ijepa report RUN [RUN ...]
@@ -17,6 +18,7 @@ the last checkpoint could not be written, 75 stopped by SIGTERM or Ctrl-C after 
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -79,6 +81,32 @@ def look(
     return 0
 
 
+def pack(
+    folder: Positional[Path],
+    out: Positional[Path],
+    shard_size: str = "100MB",
+    side: int | None = None,
+    allow_skipped: bool = False,
+) -> int:
+    """Put a folder's pictures into shards (tar files as WebDataset lays them out), to train on as shards:OUT.
+
+    Args:
+        folder: of pictures, as folder:PATH
+        out: a folder for the shards and their index
+        shard_size: about how large a shard becomes
+        side: bring pictures whose shorter side is longer to it, as JPEG of quality 95 (default: files as they are)
+        allow_skipped: go on although more than one in twenty of the files cannot be read
+    """
+    from full_ijepa import pack as packing
+
+    found = packing.pack(folder.expanduser(), out.expanduser(), packing.bytes_of(shard_size), side, allow_skipped)
+    for line in found.skipped:
+        print(f"warning: skipped {line}", file=sys.stderr)
+    told = ", ".join(f"{count:,} {part}" for part, count in found.parts.items())
+    print(f"{told} pictures in {found.shards} shards, {cost.size(found.size)}; next: pretrain with --data shards:{out}")
+    return 0
+
+
 def pretrain(
     recipe: Named,
     out: Path | None = None,
@@ -104,7 +132,7 @@ def pretrain(
             print(f"warning: {told}")
         balance.refuse(recipe)
         return 0
-    name = recipe.data.removeprefix("folder:").strip("/").replace("/", "-")
+    name = re.sub(r"[^\w.-]+", "-", re.sub("^(folder|shards|hf):", "", recipe.data)).strip("-")
     out = out or Path("runs") / f"{recipe.method}-{name}-{recipe.encoder}{recipe.patch}"
     run = train.pretrain(recipe, out, resume=resume == "auto", device=device)
     if run.ended == "done" and run.rows:  # the process that leads has them
@@ -296,7 +324,7 @@ def attend(
 
 
 COMMANDS = dict(look=look, pretrain=pretrain, evaluate=evaluate, report=report, doctor=doctor, export=export)
-COMMANDS |= dict(embed=embed, near=near, attend=attend)
+COMMANDS |= dict(embed=embed, near=near, attend=attend, pack=pack)
 DEFAULT_NAMES = dict(
     huggingface="huggingface",
     released="released.pth",

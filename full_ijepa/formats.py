@@ -48,6 +48,8 @@ class Blob(io.BytesIO):
     def __str__(self) -> str:
         return self.called
 
+    __repr__ = __str__  # what a decoder's message calls it
+
     @property
     def name(self) -> str:
         return PurePosixPath(self.called).name

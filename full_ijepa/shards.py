@@ -95,8 +95,9 @@ def places(spec: str, part: str = "train") -> list[str]:
         if missing:
             raise DataError(f"{len(missing)} of {len(found)} shards are not there, the first: {missing[0]}")
         return found
-    about = remote.text(f"{folder.rstrip('/')}/{INDEX}") if remote.is_remote(folder) else None
-    listed = json.loads(about)["shards"] if about else remote.listing(folder)  # web servers need not list folders
+    listed = {*index_of(folder).get("shards", {})}  # a shard that is lost is missed
+    if not (listed and remote.is_remote(folder)):  # web servers need not list folders
+        listed |= {*remote.listing(folder)}
     names = sorted(name for name in listed if name.endswith(".tar"))
     if kept := [name for name in names if re.match(rf"{'(test|val)' if part == 'test' else part}-", name)]:
         return [f"{folder.rstrip('/')}/{name}" for name in kept]
@@ -106,6 +107,20 @@ def places(spec: str, part: str = "train") -> list[str]:
         f"no shards {part}-*.tar in {folder}: `python -m full_ijepa pack` writes them, or name them as in "
         "shards:FOLDER/name-{000..123}.tar"
     )
+
+
+def index_of(folder: str) -> dict:
+    """What index.json in a folder says: `shards` (pictures, bytes, sha256 by name), `classes`; {} if there is none.
+
+    Raises DataError if it is something else.
+    """
+    place = f"{folder.rstrip('/')}/{INDEX}"
+    text = remote.text(place)
+    try:
+        found = {} if text is None else json.loads(text)
+        return dict(found, shards=dict(found["shards"]), classes=tuple(found.get("classes", ()))) if found else {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{place} is not what `pack` writes ({error!r}): mend or remove it") from error
 
 
 class Shards(Sequence[Blob]):
@@ -120,7 +135,8 @@ class Shards(Sequence[Blob]):
     def __init__(self, places: Sequence[str], together: int = 32, room: float = 20e9) -> None:
         self.places, self.room = list(places), room
         self.remote = remote.is_remote(self.places[0])
-        self.about, self.classes = self.read_index()
+        about = index_of(self.places[0].rpartition("/")[0])
+        self.about, self.classes = about.get("shards", {}), about.get("classes", ())
         self.tables: OrderedDict[int, Table] = OrderedDict()
         self.open: OrderedDict[int, int] = OrderedDict()
         self.owner = os.getpid()
@@ -132,19 +148,6 @@ class Shards(Sequence[Blob]):
 
     def __len__(self) -> int:
         return len(self.order)
-
-    def read_index(self) -> tuple[dict[str, dict], tuple[str, ...]]:
-        """What index.json says of each shard by name (pictures, bytes, sha256), and the names of classes."""
-        text = remote.text(f"{self.places[0].rpartition('/')[0]}/{INDEX}")
-        if text is None:
-            return {}, ()
-        try:
-            found = json.loads(text)
-            return dict(found["shards"]), tuple(found.get("classes", ()))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{INDEX} beside {self.places[0]} is not what `pack` writes ({error!r}): mend or remove it"
-            ) from error
 
     def known(self, shard: int) -> dict:
         """What the index says of a shard; {} for nothing."""

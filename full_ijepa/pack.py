@@ -1,0 +1,170 @@
+"""A folder of pictures into shards, WebDataset's layout: files that a cluster reads one after another.
+
+Pictures are put in in a random order, so that each shard is a sample of the set; index.json says what each shard holds,
+with its SHA-256. A shard is written whole or not at all.
+"""
+
+# Shape legend:  C channels  H,W pixels
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from full_ijepa.formats import SUFFIXES, describe
+from full_ijepa.names import Names
+from full_ijepa.order import mix, shuffled
+from full_ijepa.shards import INDEX
+from toy_ijepa.decoding import DataError, blame, read_pixels
+from toy_ijepa.folders import check_skipped, class_of, classes_below, find_names
+
+QUALITY = 95  # of JPEG, where pictures are made smaller: little is lost a second time
+UNITS = dict(kB=1e3, MB=1e6, GB=1e9)
+TOGETHER = 64  # pictures read at a time
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was written: pictures of each part, shards, bytes, and files that could not be read, with the reason."""
+
+    parts: dict[str, int]
+    shards: int
+    size: int
+    skipped: tuple[str, ...]
+
+
+def bytes_of(text: str) -> float:
+    """ "100MB" as a number of bytes. Raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kMG]B)\s*", text)
+    if not found or not float(found[1]) > 0:
+        raise ValueError(f"{text!r} is no size: expected a number with kB, MB or GB, as in 100MB")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def pack(root: Path, out: Path, shard_size: float = 100e6, side: int | None = None, allow: bool = False) -> Packed:
+    """Write OUT/train-000000.tar ..., OUT/test-000000.tar ... and OUT/index.json.
+
+    side   pictures whose shorter side is longer are brought to it, as JPEG; None leaves every file as it is
+    allow  go on although more than one in twenty of the files cannot be read
+    Raises DataError (a ValueError) if OUT has shards already, pictures cannot be had, or those to be made smaller are
+    no 8-bit colour.
+    """
+    if list(out.glob("*.tar")) or (out / INDEX).exists():
+        raise DataError(f"{out} holds shards already; choose another folder")
+    parts, classes = parts_of(root)
+    out.mkdir(parents=True, exist_ok=True)
+    shards, skipped = {}, []
+    for part, names in parts.items():
+        members = samples(names, classes, side, skipped)
+        bar = tqdm(members, f"packing {part}", len(names), unit="picture", delay=2.0, mininterval=1.0)
+        shards |= write_part(out, part, bar, shard_size)
+    total = sum(map(len, parts.values()))
+    check_skipped(skipped, total, allow)
+    if not any(said["pictures"] for said in shards.values()):
+        raise DataError(f"none of {total} pictures could be read; the first: {skipped[0]}")
+    target = out / f"{INDEX}.part"
+    target.write_text(json.dumps(dict(classes=classes, shards=shards), indent=1) + "\n")
+    target.replace(out / INDEX)
+    counts = {p: sum(said["pictures"] for name, said in shards.items() if name.startswith(f"{p}-")) for p in parts}
+    return Packed(counts, len(shards), sum(said["bytes"] for said in shards.values()), tuple(skipped))
+
+
+def parts_of(root: Path) -> tuple[dict[str, Names], list[str]]:
+    """The files of the training and test part, and the names of all classes; no test part where there is none."""
+    base, names, classes = find_names(root, "train", SUFFIXES)
+    parts = {"train": Names.of(base, names)}
+    if base == root or (root / "test").is_dir():
+        other, names, _ = find_names(root, "test", SUFFIXES)
+        parts["test"] = Names.of(other, names)
+    elif (root / "val").is_dir():  # as ImageNet calls it
+        parts["test"] = Names.of(root / "val", classes_below(root / "val", SUFFIXES))
+    for files in parts.values():
+        if unknown := set(files.classes) - set(classes):
+            raise DataError(f"{files.root} has a class {min(unknown)!r} that {base} does not")
+    return parts, list(classes)
+
+
+def samples(
+    names: Names, classes: list[str], side: int | None, skipped: list[str]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Name of each sample and its members by ending, in a random order; what cannot be read is added to `skipped`."""
+    order = shuffled(np.arange(len(names)), len(names), mix("pack"))
+    number = {name: i for i, name in enumerate(classes)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(order), TOGETHER):
+            part = order[start : start + TOGETHER].tolist()
+            read = pool.map(lambda n: encoded(names[n], side), part)
+            for place, (n, found) in enumerate(zip(part, read, strict=True), start):
+                if isinstance(found, str):
+                    skipped.append(found)
+                    continue
+                suffix, data = found
+                # WebDataset cuts names at the first dot; a number keeps those apart that differ in what is left out.
+                stem = re.sub(r"[^\w-]+", "_", names.name(n).rpartition(".")[0])
+                members = {suffix.removeprefix("."): data}
+                if label := class_of(names.name(n)):
+                    members["cls"] = str(number[label]).encode()
+                yield f"{place:09}-{stem}", members
+
+
+def encoded(path: Path, side: int | None) -> tuple[str, bytes] | str:
+    """Suffix and bytes of a picture, made smaller if need be; or the reason why it cannot be read."""
+    try:
+        if side is None:
+            return path.suffix.lower(), path.read_bytes()
+        kind = describe(path)
+        if kind is not None and (kind.channels, kind.depth) not in ((3, "uint8"), (1, "uint8")):
+            raise DataError(f"{path} is no 8-bit colour: JPEG would not keep its numbers; pack without --side")
+        if kind is not None and min(kind.width, kind.height) <= side:
+            return path.suffix.lower(), path.read_bytes()
+        picture = Image.fromarray(np.ascontiguousarray(read_pixels(path).transpose(1, 2, 0)))
+        shorter = min(picture.size)
+        size = tuple(max(round(length * side / shorter), side) for length in picture.size)
+        file = io.BytesIO()
+        picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0).save(file, "JPEG", quality=QUALITY)
+        return ".jpg", file.getvalue()
+    except DataError:
+        raise
+    except Exception as error:  # decoders of broken files raise anything
+        return blame(path, error)
+
+
+def write_part(
+    out: Path, part: str, members: Iterator[tuple[str, dict[str, bytes]]], shard_size: float
+) -> dict[str, dict[str, int | str]]:
+    """Shards of about `shard_size` bytes; what the index says of each, by name."""
+    found, waiting = {}, iter(members)
+    while (first := next(waiting, None)) is not None:
+        name = f"{part}-{len(found):06}.tar"
+        target, pictures, used = out / f"{name}.part", 0, 0
+        with target.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            while first is not None:
+                used += add(tar, *first)
+                pictures += 1
+                first = next(waiting, None) if used < shard_size else None
+        with target.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, sha256=digest)
+        target.replace(out / name)
+    return found
+
+
+def add(tar: tarfile.TarFile, name: str, members: dict[str, bytes]) -> int:
+    """Add a sample; returns the bytes it takes. The same pictures give the same file: no times, no owners."""
+    for ending, data in members.items():
+        info = tarfile.TarInfo(f"{name}.{ending}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return sum(512 + -(-len(data) // 512) * 512 for data in members.values())

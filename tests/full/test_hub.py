@@ -1,0 +1,79 @@
+"""Tables of Hugging Face datasets, written here: the same steps for any number of processes, offline."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from full_ijepa.data import opened, plan, probe_set, settled, training_set
+from full_ijepa.formats import UnreadableError
+from full_ijepa.hub import Hub
+from toy_ijepa.decoding import DataError
+
+datasets = pytest.importorskip("datasets")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, pictures):
+    """train and test of the folder as save_to_disk leaves them."""
+    folder = tmp_path_factory.mktemp("saved")
+    parts = {}
+    for part in ("train", "test"):
+        files = sorted(pictures.rglob(f"{part}/**/*.png"))
+        kinds = datasets.Features(picture=datasets.Image(), kind=datasets.ClassLabel(names=["across", "down"]))
+        rows = dict(picture=[Image.open(f) for f in files], kind=[f.parent.name for f in files])
+        parts[part] = datasets.Dataset.from_dict(rows, features=kinds)
+    datasets.DatasetDict(parts).save_to_disk(folder)
+    return folder
+
+
+def batches(recipe, *which):
+    stream = training_set(settled(recipe), CPU)
+    return [images for images, _ in stream.batches(plan(stream.layout, recipe, *which), recipe)]
+
+
+def test_rows_are_seen_as_files_are(recipe, saved):
+    table = recipe.replace(data=f"hf:{saved}")
+    alone, pair = batches(table, 0, 4), [batches(table, 0, 4, rank, 2) for rank in (0, 1)]
+    assert all(
+        torch.equal(a, b) for a, b in zip(alone, (x for two in zip(*pair, strict=True) for x in two), strict=True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(alone[4:], batches(table, 2, 4), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone, batches(table.replace(workers=2), 0, 4), strict=True))
+
+
+def test_the_folder_gives_the_same_batches(recipe, saved, monkeypatch):
+    """Rows in the order of the files: the same numbers, the same crops."""
+    monkeypatch.setattr("full_ijepa.data.FITS", 0)  # the folder is streamed too
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(batches(recipe, 0, 4), batches(recipe.replace(data=f"hf:{saved}:train"), 0, 4), strict=True)
+    )
+
+
+def test_labels_reach_the_probe(recipe, saved):
+    ours, theirs = probe_set(recipe.replace(data=f"hf:{saved}")), probe_set(recipe)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_what_is_missing_is_said(recipe, saved, tmp_path):
+    with pytest.raises(DataError, match="has no split dev: it has train, test"):
+        opened(recipe.replace(data=f"hf:{saved}:dev"))
+    with pytest.raises(DataError, match="cannot be loaded"):
+        opened(recipe.replace(data=f"hf:{tmp_path / 'nowhere'}"))
+    datasets.Dataset.from_dict(dict(text=["a"])).save_to_disk(tmp_path / "text")
+    with pytest.raises(DataError, match="has 0 columns of pictures among text; one is expected"):
+        Hub(f"hf:{tmp_path / 'text'}")
+
+
+def test_an_empty_row_is_named_and_replaced(tmp_path):
+    kinds = datasets.Features(image=datasets.Image())
+    rows = datasets.Dataset.from_dict(dict(image=[Image.new("RGB", (4, 4)), None]), features=kinds)
+    rows.save_to_disk(tmp_path / "rows")
+    found = Hub(f"hf:{tmp_path / 'rows'}")
+    with pytest.raises(UnreadableError, match="row 1: it is empty") as said:
+        found[1]
+    assert said.value.beyond == 2
+    assert found[0].suffix == ".png"

@@ -1,0 +1,429 @@
+"""Shards: the same pictures in the same steps, wherever they lie and whoever reads them; what is broken is named."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import os
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from full_ijepa import remote, shards
+from full_ijepa.__main__ import main
+from full_ijepa.data import opened, probe_set, settled, training_set
+from full_ijepa.order import ShardOrder, order, plan
+from full_ijepa.pack import bytes_of, pack
+from full_ijepa.shards import BrokenShardError, Shards, expand, places, read_table
+from full_ijepa.streams import Stream
+from full_ijepa.train import pretrain
+from tests.full.test_train import losses, stop_after
+from toy_ijepa.decoding import DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, pictures):
+    """60 pictures to train on in shards of nine or so, and 60 to test on."""
+    out = tmp_path_factory.mktemp("packed")
+    done = pack(pictures, out, 16_000)
+    assert done.parts == dict(train=60, test=60)
+    return out
+
+
+@pytest.fixture
+def sharded(recipe, packed):
+    return recipe.replace(data=f"shards:{packed}", shards_together=2)
+
+
+def crops_of(recipe, first: int = 0, last: int = 6, rank: int = 0, world: int = 1) -> list[torch.Tensor]:
+    stream = training_set(recipe, CPU)
+    return [images for images, _ in stream.batches(plan(stream.layout, recipe, first, last, rank, world), recipe)]
+
+
+# --- order
+
+
+def test_an_epoch_opens_few_shards_at_a_time_and_sees_every_picture_once():
+    layout = ShardOrder((3, 5, 0, 2, 7, 4), 2)
+    first, second = order(layout, 3, 0, 21), order(layout, 3, 21, 21)
+    assert sorted(first) == sorted(second) == list(range(21))
+    assert first != second
+    assert order(layout, 3, 5, 30) == (first + second)[5:35]
+    which = np.searchsorted(layout.starts, first, side="right") - 1
+    last = {shard: max(np.flatnonzero(which == shard)) for shard in set(which.tolist())}
+    for place, shard in enumerate(which):
+        assert sum(last[other] >= place for other in set(which[: place + 1].tolist()) | {shard}) <= 2
+
+
+def test_pictures_of_a_group_are_mixed():
+    """Places of one shard's pictures among those of three: spread over the whole group."""
+    layout = ShardOrder((200, 200, 200), 3)
+    places_of = np.flatnonzero(np.array(order(layout, 0, 0, 600)) < 200)
+    assert abs(places_of.mean() - 300) < 40
+    assert 150 < places_of.std() < 195  # uniform: 173
+
+
+# --- what a step sees
+
+
+def test_processes_and_resumption_change_nothing(sharded):
+    alone = crops_of(sharded)
+    pair = [crops_of(sharded, rank=rank, world=2) for rank in (0, 1)]
+    both = [images for together in zip(*pair, strict=True) for images in together]
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone[4:], crops_of(sharded, 2), strict=True))
+    workers = crops_of(sharded.replace(workers=2))
+    assert all(torch.equal(a, b) for a, b in zip(alone, workers, strict=True))
+
+
+def test_a_run_on_shards_is_continued_to_the_bit(sharded, tmp_path, monkeypatch):
+    recipe = sharded.replace(epochs=1.0, probe_epochs=0.5)
+    whole = pretrain(recipe, tmp_path / "whole", progress=False)
+    assert whole.rows[-1]["knn"] > 50  # labels of .cls reach the probe
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        pretrain(recipe, tmp_path / "parts", progress=False)
+    pretrain(recipe, tmp_path / "parts", resume=True, progress=False)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_probe_pictures_have_the_labels_of_their_files(sharded, recipe):
+    """Every picture of the shards is one of the folder's, with the class of its folder."""
+    tables = []
+    for found in (probe_set(sharded), probe_set(recipe)):
+        images, labels = torch.cat([found[0], found[2]]), torch.cat([found[1], found[3]])
+        tables.append({image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)})
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 60
+
+
+# --- broken shards
+
+
+def spoil(folder: Path, packed: Path, change) -> Path:
+    """A copy of the shards, the second changed."""
+    folder.mkdir()
+    for file in packed.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    change(folder / "train-000001.tar")
+    return folder
+
+
+def shorten(file: Path) -> None:
+    os.truncate(file, 5000)
+
+
+def scratch(file: Path) -> None:
+    """The header of a member in its midst."""
+    with tarfile.open(file) as tar:
+        place = tar.getmembers()[4].offset
+    data = bytearray(file.read_bytes())
+    data[place : place + 512] = b"x" * 512
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("change", [shorten, scratch, Path.unlink, lambda f: f.write_bytes(b"")])
+def test_a_broken_shard_is_replaced_and_named_once(sharded, packed, tmp_path, change):
+    broken = spoil(tmp_path / "broken", packed, change)
+    recipe = sharded.replace(data=f"shards:{broken}", allow_skipped=True)
+    stream = Stream(opened(recipe), CPU)
+    with pytest.warns(UserWarning, match=r"^shard of \d+ pictures skipped \(1 so far\): .*train-000001.tar: ") as said:
+        seen = [images for images, _ in stream.batches(plan(stream.layout, recipe, 0, 8), recipe)]
+    assert len(said) == 1
+    assert all(images.shape == (4, 3, 16, 16) for images in seen)
+    assert list(stream.skipped.names) == [str(broken / "train-000001.tar")]
+    stream = Stream(opened(recipe), CPU)
+    recipe = recipe.replace(allow_skipped=False)
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(DataError, match=r"\d+ of 60 pictures lie in shards that cannot be read, more than 5%"),
+    ):
+        list(stream.batches(plan(stream.layout, recipe, 0, 8), recipe))
+
+
+def test_a_broken_picture_in_a_whole_shard_is_a_picture(sharded, packed, tmp_path):
+    def change(file: Path) -> None:
+        row = read_table(file)
+        data = bytearray(file.read_bytes())
+        data[row.starts[3] : row.starts[3] + 8] = b"no PNG.."
+        file.write_bytes(data)
+
+    broken = spoil(tmp_path / "broken", packed, change)
+    recipe = sharded.replace(data=f"shards:{broken}")
+    stream = Stream(opened(recipe), CPU)
+    with pytest.warns(UserWarning, match="^picture skipped"):
+        list(stream.batches(plan(stream.layout, recipe, 0, 8), recipe))
+    ((name, reason),) = stream.skipped.names.items()
+    assert name.startswith(f"{broken / 'train-000001.tar'}/")
+    assert "0x" not in reason  # no address in memory
+
+
+def test_a_table_is_made_anew_when_its_shard_changes(packed, tmp_path):
+    folder = spoil(tmp_path / "changed", packed, lambda file: None)
+    (folder / shards.INDEX).unlink()
+    before = Shards(places(f"shards:{folder}"))
+    first = (folder / "train-000000.tar").read_bytes()
+    (folder / "train-000001.tar").write_bytes(first)
+    os.utime(folder / "train-000001.tar", (1, 1))
+    after = Shards(places(f"shards:{folder}"))
+    start, size = int(after.order.starts[1]), int(after.order.counts[0])
+    assert [after[start + i].getvalue() for i in range(size)] == [after[i].getvalue() for i in range(size)]
+    assert before[int(before.order.starts[1])].getvalue() != after[start].getvalue()
+
+
+# --- other people's shards
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(file, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 12), (level, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_webdataset_layouts_are_read(tmp_path):
+    members = {
+        "a/1.seg.png": png(1),
+        "a/1.cls": b"7",
+        "b/1.json": json.dumps({"label": 3, "caption": "x"}).encode(),
+        "b/1.png": png(2),
+        "c.txt": b"no picture",
+        "long/" + "x" * 200 + ".png": png(3),
+        "long/" + "x" * 200 + ".cls": b"nine",
+    }
+    write_tar(tmp_path / "some-03.tar", members)
+    found = Shards(places(f"shards:{tmp_path}/some-{{03..03}}.tar"))
+    assert [np.asarray(Image.open(blob))[0, 0, 0] for blob in found] == [1, 2, 3]
+    assert found.labels([0, 1, 2]).tolist() == [7, 3, -1]
+    assert str(found[1]) == f"{tmp_path}/some-03.tar/b/1.png"
+
+
+def test_patterns_and_what_is_missing(tmp_path, packed):
+    assert expand("a-{008..011}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar", "a-011.tar"]
+    assert expand("{1..2}/{0..1}.tar") == ["1/0.tar", "1/1.tar", "2/0.tar", "2/1.tar"]
+    with pytest.raises(DataError, match=r"9\d of 100 shards are not there"):
+        places(f"shards:{packed}/train-{{000000..000099}}.tar")
+    with pytest.raises(DataError, match=r"no shards train-.*pack"):
+        places(f"shards:{tmp_path}")
+    with pytest.raises(DataError, match="no folder"):
+        places("shards:nowhere")
+    assert places(f"shards:{packed}", "test")[0] == f"{packed}/test-000000.tar"
+
+
+# --- elsewhere
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves a folder with ranges, and fails as it is told: {file name: [what to do first, then ...]}."""
+
+    troubles: ClassVar[dict[str, list[str]]] = {}
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+
+    def __init__(self, *args, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(*args)
+
+    def log_message(self, *_args) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def do_GET(self, body: bool = True) -> None:
+        name = self.path.rpartition("/")[2]
+        file = self.folder / name
+        if not file.is_file():
+            return self.send_error(404)
+        data, asked = file.read_bytes(), self.headers.get("Range")
+        trouble = self.troubles[name].pop(0) if body and self.troubles.get(name) else ""
+        if body:
+            self.asked.append((name, asked))
+        if trouble == "busy":
+            return self.send_error(503)
+        if trouble == "wrong":
+            data = bytes(len(data))
+        start, end = 0, len(data)
+        if asked and trouble != "no ranges":
+            low, _, high = asked.removeprefix("bytes=").partition("-")
+            start, end = int(low), min(int(high or end) + 1, end)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if body:
+            self.wfile.write(data[start : start + (end - start) // 2] if trouble == "cut" else data[start:end])
+            if trouble == "cut":
+                self.close_connection = True
+        return None
+
+
+@pytest.fixture
+def served(packed):
+    """The shards behind an address."""
+    Server.troubles, Server.asked = {}, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, folder=packed))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_elsewhere_give_the_same_pictures(sharded, served):
+    pytest.importorskip("aiohttp")
+    here, there = crops_of(sharded), crops_of(sharded.replace(data=f"shards:{served}", workers=1))
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    fetched = [name for name, _ in Server.asked if name.endswith(".tar")]
+    assert len(fetched) == len(set(fetched))  # each once
+
+
+@pytest.mark.parametrize("troubles", [["busy"], ["cut", "busy"], ["wrong", "cut"], ["no ranges"]])
+def test_a_server_in_trouble_is_asked_again(packed, served, tmp_path, monkeypatch, troubles):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(remote, "BLOCK", 4000)
+    Server.troubles = {"train-000000.tar": list(troubles)}
+    about = json.loads((packed / shards.INDEX).read_text())["shards"]["train-000000.tar"]
+    fetch = partial(remote.fetch, f"{served}/train-000000.tar", tmp_path / "kept", 1e9, about["sha256"])
+    if troubles == ["no ranges"]:
+        found = fetch()
+    else:
+        with pytest.warns(UserWarning, match=r"train-000000\.tar: .*; asked again in 0.01 s"):
+            found = fetch()
+    assert found.read_bytes() == (packed / "train-000000.tar").read_bytes()
+    assert not list(found.parent.glob("*.part"))
+
+
+def test_what_a_lost_connection_left_is_gone_on_with(packed, served, tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(remote, "BLOCK", 4000)
+    monkeypatch.setattr(remote, "WAITS", ())
+    Server.troubles = {"train-000000.tar": ["", "", "busy"]}
+    fetch = partial(remote.fetch, f"{served}/train-000000.tar", tmp_path / "kept", 1e9)
+    with pytest.raises(remote.RemoteError):
+        fetch()
+    assert fetch().read_bytes() == (packed / "train-000000.tar").read_bytes()
+    ranges = [asked for name, asked in Server.asked if name == "train-000000.tar"]
+    assert ranges[:4] == ["bytes=0-3999", "bytes=4000-7999", "bytes=8000-11999", "bytes=8000-11999"]
+
+
+@pytest.mark.filterwarnings("ignore:.*asked again")
+def test_a_shard_that_stays_wrong_is_named_and_skipped(sharded, served):
+    pytest.importorskip("aiohttp")
+    Server.troubles = {"train-000001.tar": ["wrong"] * 100}
+    recipe = sharded.replace(data=f"shards:{served}", allow_skipped=True)
+    stream = Stream(opened(recipe), CPU)
+    with pytest.warns(UserWarning, match=r"train-000001.tar: its SHA-256 is .*, the index says .*, asked 3 times"):
+        list(stream.batches(plan(stream.layout, recipe, 0, 8), recipe))
+
+
+def test_room_is_bounded(sharded, served, packed, tmp_path):
+    pytest.importorskip("aiohttp")
+    largest = max(file.stat().st_size for file in packed.glob("train-*.tar"))
+    room = 4.2 * largest
+    recipe = sharded.replace(data=f"shards:{served}", shard_room=room / 1e9)
+    crops_of(recipe, 0, 8)
+    kept = list((tmp_path / "cache").rglob("*.tar"))
+    assert 2 <= len(kept) < len(list(packed.glob("train-*.tar")))
+    assert sum(file.stat().st_size for file in kept) <= room
+    with pytest.raises(DataError, match=r"2 shards are shuffled together .* shard_room is .*--shards-together"):
+        opened(recipe.replace(shard_room=3 * largest / 1e9))
+
+
+def test_any_file_system_of_fsspec(sharded, packed):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in packed.iterdir():
+        memory.pipe_file(f"/shelf/{file.name}", file.read_bytes())
+    there = crops_of(sharded.replace(data="shards:memory://shelf"))
+    assert all(torch.equal(a, b) for a, b in zip(crops_of(sharded), there, strict=True))
+
+
+# --- pack
+
+
+def test_the_same_folder_gives_the_same_shards(pictures, packed, tmp_path):
+    pack(pictures, tmp_path / "again", 16_000)
+    for file in packed.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    about = json.loads((packed / shards.INDEX).read_text())
+    assert about["classes"] == ["across", "down"]
+    for name, said in about["shards"].items():
+        assert remote.checksum(packed / name) == said["sha256"]
+        assert len(read_table(packed / name)) == said["pictures"]
+    with pytest.raises(DataError, match="holds shards already"):
+        pack(pictures, packed, 16_000)
+
+
+def test_pictures_are_made_smaller(tmp_path, capsys):
+    root = tmp_path / "large"
+    random = np.random.default_rng(0)
+    for number in range(10):
+        file = root / ("ants" if number % 2 else "bees") / f"{number}.x.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (60, 90, 3), dtype=np.uint8)).save(file)
+    (root / "ants" / "broken.jpg").write_bytes(b"nothing")
+    command = ["pack", str(root), str(tmp_path / "out"), "--side", "32"]
+    assert main([*command, "--allow-skipped"]) == 0
+    said = capsys.readouterr()
+    assert "8 train, 2 test pictures in 2 shards" in said.out
+    assert "broken.jpg: " in said.err
+    found = Shards(places(f"shards:{tmp_path / 'out'}"))
+    assert {Image.open(blob).size for blob in found} == {(48, 32)}
+    assert main(["pack", str(root), str(tmp_path / "other"), "--shard-size", "much"]) == 2
+    assert bytes_of("1.5 GB") == 1.5e9
+
+
+def test_deep_pictures_keep_their_numbers(tmp_path):
+    for number in range(10):
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        values = number + np.ones((5, 40, 1)) * np.arange(50)
+        np.save(tmp_path / "deep" / f"{number}.npy", values.astype(np.uint16))
+    with pytest.raises(DataError, match="pack without --side"):
+        pack(tmp_path / "deep", tmp_path / "small", side=32)
+    pack(tmp_path / "deep", tmp_path / "out")
+    found = opened(settled_of(tmp_path / "out"))
+    assert found is not None
+    assert settled(settled_of(tmp_path / "out")).pixels.channels == 5
+
+
+def settled_of(folder: Path):
+    from full_ijepa.recipes.base import Recipe
+
+    return Recipe(data=f"shards:{folder}", image_size=32, patch=16)
+
+
+def test_a_file_that_is_no_tar_is_said(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(BrokenShardError, match=r"a\.tar"):
+        read_table(tmp_path / "a.tar")
+
+
+def test_pictures_of_the_shards_are_those_of_the_folder(pictures, packed):
+    files = {path.read_bytes() for path in pictures.rglob("train/**/*.png")}
+    assert {blob.getvalue() for blob in Shards(places(f"shards:{packed}"))} == files
