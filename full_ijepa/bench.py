@@ -3,7 +3,8 @@
 python -m full_ijepa.bench step    one training step at 224 px beside lightly's, part by part, on the CPU
 python -m full_ijepa.bench train   the loop's own step of a recipe, on a GPU if there is one (--recipe, --device)
 python -m full_ijepa.bench masks   uneven contexts: cut, pad or group
-python -m full_ijepa.bench read    pictures a second from JPEG files, beside the bare decoder
+python -m full_ijepa.bench read    pictures a second from JPEG files, beside the bare decoder, and cores that GPUs need
+                                   (--side 224 --count 1000: files of about 100 kB)
 
 Candidates take turns, so that a busy machine slows them alike: read the ratios.
 """
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -33,15 +35,18 @@ from full_ijepa.distributed import world
 from full_ijepa.order import Micro, plan
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.streams import Resident, Stream
+from full_ijepa.shards import Shards, places
+from full_ijepa.streams import Files, Resident, Stream
 from full_ijepa.train import WATCHED, Trainer
 from full_ijepa.vit import SIZES
 from toy_ijepa import bench as toy
+from toy_ijepa.decoding import DataError, read_array
 from toy_ijepa.encoder import Encoder, gather_tokens
 from toy_ijepa.masking import multiblock
 from toy_ijepa.recipe import Size
 
 VITB16 = toy.Setup(4, 224, 16, Size(*SIZES["b"], predictor_width=384, predictor_depth=6, predictor_heads=12))
+SMALL = 64  # px: beyond, pictures are larger than what the encoder sees, and cropped by workers
 STEPS = ("ours fp32", "ours bf16", "ours bf16, joint predictor", "lightly fp32", "lightly bf16")
 
 
@@ -146,47 +151,90 @@ def masks(rounds: int, batch: int = 64) -> dict:
     return result
 
 
-def read(rounds: int, count: int = 20_000, side: int = 64, workers: int = 2) -> dict:
-    """Pictures a second from JPEG files: into memory once, and streamed through workers, beside bare decoders."""
+def read(rounds: int, side: int = 64, count: int = 20_000, workers: int = 2) -> dict:
+    """Pictures a second from JPEG files: into memory once, and streamed through workers, beside bare decoders.
+
+    Then pictures a second of processor time (which a busy machine does not change much), file by file and out of
+    shards, and how many cores that makes for GPUs.
+    side  what the encoder sees; files are of this side up to 64 px, and photographs of about 100 kB beyond
+    """
     from concurrent.futures import ProcessPoolExecutor
 
+    from full_ijepa.pack import pack
     from toy_ijepa import folders
 
+    as_it_is = partial(read_array, image_size=None)
     recipe = Recipe(image_size=side, patch=8, workers=workers, batch=100, micro_batch=100)
     torch.set_num_threads(1)  # of this process, so that idle threads do not take the workers' cores
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers) as pool:
-        paths = draw_files(Path(folder), count, side)
+        paths = draw_files(Path(folder) / "files", count, side)
+        size = sum(path.stat().st_size for path in paths) / count
         chunks = [paths[i::workers] for i in range(workers)]
-        micros = [Micro(tuple(range(i, i + 100)), i) for i in range(0, count, 100)]
+        micros = [Micro(tuple(range(i, min(i + 100, count))), i) for i in range(0, count, 100)]
         whole, cropped = (Stream(paths, torch.device("cpu"), whole) for whole in (True, False))
         ways: dict[str, Callable[[], object]] = {
             "bare decoder (Pillow)": lambda: list(pool.map(bare_pillow, chunks)),
             "bare decoder (torchvision)": lambda: list(pool.map(bare_torchvision, chunks)),
-            "into memory": lambda: folders.decode([(path, "") for path in paths], (), None),
+            "into memory": lambda: folders.decode([(path, "") for path in paths], (), as_it_is),
             "streamed, whole": lambda: [len(images) for images, _ in whole.pictures(micros, recipe)],
             "streamed, cropped": lambda: [len(images) for images, _ in cropped.batches(micros, recipe)],
         }
+        if side > SMALL:  # cropped by the workers in any case, and too large for memory
+            del ways["into memory"], ways["streamed, whole"]
         ways["bare decoder (torchvision)"]()  # processes are started and modules imported before the clock is
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, way in ways.items():
-                begun = time.perf_counter()
-                way()
-                seconds[name].append(time.perf_counter() - begun)
-    speeds = {name: count / median(times) for name, times in seconds.items()}
-    print(f"{count} JPEG files of {side} px, {workers} processes or threads: pictures a second")
+        speeds = paces(ways, rounds, count, time.perf_counter)
+        pack(Path(folder) / "files", Path(folder) / "shards")
+        files = Files(Shards(places(f"shards:{folder}/shards")), recipe)
+        inside = [Micro(tuple(i % len(files.pictures) for i in micro.index), micro.seed) for micro in micros]
+        alone = {
+            "decoded": lambda: bare_torchvision(paths),
+            "decoded and cropped": lambda: [len(cropped_of(Files(paths, recipe), micro)) for micro in micros],
+            "the same out of shards": lambda: [len(cropped_of(files, micro)) for micro in inside],
+        }
+        cores = paces(alone, rounds, count, time.process_time)
+    print(f"{count} JPEG files of {size / 1e3:.0f} kB, {workers} processes or threads: pictures a second")
     for name, speed in speeds.items():
         print(f"{name:28}{speed:10.0f}{speed / speeds['bare decoder (Pillow)']:8.2f} x Pillow")
-    return speeds
+    print("pictures a second of one core's time, and cores for each 1,000 images/s, of one GPU and of eight")
+    for name, speed in cores.items():
+        print(f"{name:28}{speed:10.0f}{1000 / speed:8.1f}{8000 / speed:8.1f}")
+    return dict(side=side, file_bytes=size, workers=workers, images_per_second=speeds, images_per_core_second=cores)
+
+
+def paces(
+    ways: dict[str, Callable[[], object]], rounds: int, count: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Pictures a second of each way, the median of rounds in which they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            begun = clock()
+            way()
+            seconds[name].append(clock() - begun)
+    return {name: count / median(times) for name, times in seconds.items()}
+
+
+def cropped_of(files: Files, micro: Micro) -> Tensor:
+    """A micro-batch as a worker makes it. Raises DataError if a picture cannot be read."""
+    found = files[micro]
+    if found.bad:
+        raise DataError(f"{found.bad[0][0]}: {found.bad[0][1]}")
+    return found.images
 
 
 def draw_files(folder: Path, count: int, side: int) -> list[Path]:
-    """JPEG files with something in them."""
+    """JPEG files with something in them: squares of `side` px, or beyond SMALL pictures of about 0.5 bytes a pixel."""
     random, paths = np.random.default_rng(0), []
+    size = (side, side) if side <= SMALL else (round(side * 2.25), round(side * 1.7))  # of 224 px: 504 x 381
+    grain = random.normal(0, 19, (size[1], size[0], 3))
+    folder.mkdir()
     for number in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        picture = coarse.resize(size, Image.Resampling.BICUBIC)
+        if side > SMALL:
+            picture = Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
         path = folder / f"{number:05}.jpg"
-        coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+        picture.save(path, quality=90)
         paths.append(path)
     return paths
 
@@ -211,6 +259,9 @@ def main() -> int:
     p.add_argument("--recipe", choices=RECIPES, default="stl10_vitb16", help="for train (default %(default)s)")
     p.add_argument("--micro-batch", type=int, help="for train: images held at a time, and its batch")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for train")
+    p.add_argument("--side", type=int, default=SMALL, help="for read: px that the encoder sees (default %(default)s)")
+    p.add_argument("--count", type=int, default=20_000, help="for read: files (default %(default)s)")
+    p.add_argument("--workers", type=int, default=2, help="for read: processes (default %(default)s)")
     p.add_argument("--rounds", type=int, default=8, help="turns of each candidate (default %(default)s)")
     p.add_argument("--out", type=Path, help="write the figures as JSON")
     p.add_argument("--memory-of", choices=toy.CANDIDATES, help=argparse.SUPPRESS)
@@ -226,8 +277,11 @@ def main() -> int:
         found = train(args.rounds, recipe, args.device)
         command += f" --recipe {args.recipe} --device {args.device}"
         command += f" --micro-batch {args.micro_batch}" if args.micro_batch else ""
+    elif args.what == "read":
+        found = read(args.rounds, args.side, args.count, args.workers)
+        command += f" --side {args.side} --count {args.count} --workers {args.workers}"
     else:
-        found = {"step": step, "masks": masks, "read": read}[args.what](args.rounds)
+        found = {"step": step, "masks": masks}[args.what](args.rounds)
     if args.out:
         args.out.write_text(
             json.dumps(dict(command=command, threads=torch.get_num_threads(), **found), indent=2) + "\n"

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from full_ijepa import bench, cost
 from full_ijepa.recipes import RECIPES
@@ -36,3 +37,25 @@ def test_recomputed_blocks_are_counted_and_what_has_no_backward_is_not(method):
         cost.flops_per_image(RECIPES["smoke"].replace(method=method, checkpointing=again)) for again in (False, True)
     )
     assert 1.05 * plain < thrifty < 4 / 3 * plain
+
+
+@pytest.mark.parametrize("side", [16, 96])
+def test_reading_is_timed_and_turned_into_cores(tmp_path, monkeypatch, capsys, side):
+    out = tmp_path / "read.json"
+    line = ["read", "--side", str(side), "--count", "30", "--workers", "1", "--rounds", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench", *line])
+    threads = torch.get_num_threads()
+    try:
+        assert bench.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(out.read_text())
+    assert ("into memory" in found["images_per_second"]) == (side == 16)
+    cores = found["images_per_core_second"]
+    assert cores["decoded"] > cores["decoded and cropped"] > 0
+    assert f"{8000 / cores['decoded and cropped']:.1f}" in capsys.readouterr().out
+
+
+def test_pictures_to_read_are_about_as_large_as_photographs(tmp_path):
+    sizes = [path.stat().st_size for path in bench.draw_files(tmp_path / "files", 3, 224)]
+    assert 90_000 < min(sizes) <= max(sizes) < 115_000
