@@ -66,7 +66,7 @@ def look(
     """Say what pictures are, what is wrong with them, and which recipe to start with.
 
     Args:
-        data: a name, folder:PATH, or the path of a folder
+        data: a name, folder:PATH, the path of a folder, shards:... or hf:...
         most: pictures opened, evenly spread; all others are only counted
         stack: what pages of a stack are, as for pretrain
         table: of labels beside a folder
@@ -156,7 +156,8 @@ def evaluate(
     Args:
         run: the --out of a pretrain
         protocols: how to judge; all choices are made on training data
-        data: judge on another set (transfer): a name ("clevr-count" and torchvision's among them) or folder:PATH
+        data: judge on another set (transfer): a name ("clevr-count" and torchvision's among them), folder:PATH,
+            shards:FOLDER or hf:PATH_OR_NAME
         encoder: I-JEPA's target encoder, or its context encoder; MAE has one
         table: of labels beside the pictures
         most: at most so many labelled training pictures
@@ -240,7 +241,7 @@ def export(
 
 def embed(
     source: Positional[Path],
-    pictures: Positional[Path],
+    pictures: Positional[str],
     out: Path = Path("features.parquet"),
     encoder: Literal["target", "context"] = "target",
     tokens: bool = False,
@@ -252,7 +253,7 @@ def embed(
 
     Args:
         source: the --out of a pretrain, an exported Hugging Face folder, a released checkpoint or a file of the toy
-        pictures: a folder, or one file
+        pictures: a folder, one file, shards:... or hf:...
         out: .parquet or .npz to write
         encoder: I-JEPA's target encoder, or its context encoder; where there is one, it is taken
         tokens: all tokens of a picture instead of their average
@@ -276,7 +277,7 @@ def embed(
 def near(
     index: Positional[Path],
     source: Positional[Path],
-    pictures: Positional[Path],
+    pictures: Positional[str],
     count: int = 5,
     encoder: Literal["target", "context"] = "target",
 ) -> int:

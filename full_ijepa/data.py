@@ -22,7 +22,7 @@ from torch import Tensor
 from full_ijepa import labels
 from full_ijepa.crops import Crops, augment, draw_crops
 from full_ijepa.distributed import World
-from full_ijepa.formats import SUFFIXES, Picture, Stack
+from full_ijepa.formats import SUFFIXES, Picture, Place, Stack
 from full_ijepa.hub import Hub
 from full_ijepa.labels import Table
 from full_ijepa.names import Names, once, shared_names
@@ -34,7 +34,7 @@ from full_ijepa.streams import Resident, Skipped, Stream, check_shared_memory, t
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
 from toy_ijepa.folders import SUFFIXES as PICTURES
-from toy_ijepa.folders import ImageSet, decode, find_names, names_below
+from toy_ijepa.folders import ImageSet, find_names, names_below
 
 __all__ = [
     "Crops", "Micro", "Resident", "Skipped", "Stream", "accumulation", "augment", "draw_crops", "mix", "opened",
@@ -165,6 +165,26 @@ def folder_of(name: str) -> Path:
     )
 
 
+def members(name: str, part: str) -> tuple[Shards | Hub, list[str], tuple[str, ...]]:
+    """Pictures of "shards:..." or "hf:...", the class of each ("" for none), and the classes of the training part.
+
+    Raises DataError if there are none.
+    """
+
+    def those_of(part: str) -> Shards | Hub:
+        return Shards(places(name, part)) if name.startswith("shards:") else Hub(name, part)
+
+    found = those_of(part)
+    numbers = found.labels(range(len(found))).tolist()
+    called = found.classes or tuple(map(str, range(max(numbers, default=-1) + 1)))
+    classes = found.classes
+    if not classes:
+        training = found if part == "train" else those_of("train")
+        known = set(training.labels(range(len(training))).tolist()) - {-1}
+        classes = tuple(map(str, sorted(known)))
+    return found, [called[number] if number >= 0 else "" for number in numbers], classes
+
+
 def common_size(
     pictures: Sequence[Picture], stack: Stack = "channels", most: float = math.inf
 ) -> tuple[int, int] | None:
@@ -214,8 +234,8 @@ def classified(pictures: Sequence[Picture], numbers: Sequence[int]) -> tuple[lis
     """Those of the pictures that have a class, by number, with its name; and the names of all classes."""
     if isinstance(pictures, Names):
         return [(n, pictures.label(n)) for n in numbers], pictures.classes
-    found = [(n, str(label)) for n, label in zip(numbers, pictures.labels(numbers).tolist(), strict=True) if label >= 0]
-    return found, tuple(sorted({label for _, label in found}, key=int))
+    found = [(n, label) for n, label in zip(numbers, pictures.labels(numbers).tolist(), strict=True) if label >= 0]
+    return [(n, str(label)) for n, label in found], tuple(str(label) for label in sorted({label for _, label in found}))
 
 
 def probe_pictures(
@@ -246,8 +266,8 @@ def probe_pictures(
         known, classes = classified(pictures, chosen)
         if len(classes) < 2:
             return None
-        read = partial(recipe.pixels.read_number, pictures=pictures, sides=recipe.sides)
-        found = decode(known, classes, read, recipe.allow_skipped)
+        files = [(Place(pictures, number), label) for number, label in known]
+        found = decoded(files, classes, recipe.sides, recipe.pixels, recipe.allow_skipped)
         images, truth = found.images, found.labels
     if len(classes) < 2:
         return None

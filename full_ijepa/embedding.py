@@ -24,9 +24,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from full_ijepa import interop
+from full_ijepa.data import opened
 from full_ijepa.evaluate.run import load_run
-from full_ijepa.formats import SUFFIXES
+from full_ijepa.formats import SUFFIXES, Place
 from full_ijepa.pixels import fit
+from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
 from toy_ijepa import plots, weights
 from toy_ijepa.folders import DataError, check_skipped, files_below
@@ -141,8 +143,14 @@ def load_encoder(source: Path | str, encoder: str = "target") -> Encoder:
     return interop.released_encoder(source, "target_encoder" if encoder == "target" else "encoder")
 
 
-def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path], list[str]]:
-    """Files of a folder or of a list, and how they are called: below the folder, or as they were given."""
+def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path | Place], list[str]]:
+    """Files of a folder or of a list, and how they are called: below the folder, or as they were given.
+
+    Of "shards:..." and "hf:..." the places of their pictures, and where they lie.
+    """
+    if isinstance(pictures, str) and pictures.startswith(("shards:", "hf:")):
+        found = opened(Recipe(data=pictures))
+        return [Place(found, number) for number in range(len(found))], [found.name(n) for n in range(len(found))]
     if isinstance(pictures, Path | str):
         root = Path(str(pictures).removeprefix("folder:")).expanduser()
         if root.is_file():
@@ -168,7 +176,7 @@ def array_of(pictures: np.ndarray | Tensor, encoder: Encoder) -> Tensor:
 
 
 def read_batches(
-    paths: list[Path], names: list[str], encoder: Encoder, batch: int, skipped: list[str]
+    paths: list[Path | Place], names: list[str], encoder: Encoder, batch: int, skipped: list[str]
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Pictures of files at the encoder's size, a batch at a time, decoded ahead; what is broken is named."""
     read = partial(encoder.pixels.read_fitted, sides=sides_of(encoder))
@@ -202,7 +210,8 @@ def embed(
 ) -> Features:
     """Features of pictures, prepared as the encoder was trained: scaled to its size, the middle cut out, normalised.
 
-    pictures       a folder, a file, a list of files, or an array (S, C, H, W) in the units of the files
+    pictures       a folder, a file, a list of files, "shards:..." or "hf:..." as recipes take them, or an array
+                   (S, C, H, W) in the units of the files
     tokens         all tokens (S, N, D) instead of their average (S, D)
     allow_skipped  go on although more than one in twenty of the files cannot be read
     Raises DataError (a ValueError) if there are no pictures or too many cannot be read.

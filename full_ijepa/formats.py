@@ -67,6 +67,21 @@ class Blob(io.BytesIO):
 Picture = Path | Blob  # what `Pixels.read` takes
 
 
+@dataclass(frozen=True)
+class Place:
+    """A picture of a set by its number, not fetched yet: many of them take little room."""
+
+    pictures: Sequence[Picture]
+    number: int
+
+    def __str__(self) -> str:
+        return f"picture {self.number}"
+
+    def fetched(self) -> Picture:
+        """Raises UnreadableError if it cannot be had."""
+        return self.pictures[self.number]
+
+
 class UnreadableError(ValueError):
     """A picture, or a shard with `pictures` of them, that cannot be had; `beyond` is the number of what replaces it."""
 

@@ -75,7 +75,7 @@ class Hub(Sequence[Blob]):
         pictures = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
         if len(pictures) != 1:
             raise DataError(f"{spec} has {len(pictures)} columns of pictures among {', '.join(kinds)}; one is expected")
-        self.name, self.column = spec, pictures[0]
+        self.spec, self.column = spec, pictures[0]
         self.rows = rows.select_columns(pictures).cast_column(self.column, datasets.Image(decode=False))
         label = next((name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)), None)
         self.classes = tuple(kinds[label].names) if label else ()
@@ -86,10 +86,14 @@ class Hub(Sequence[Blob]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name(self, number: int) -> str:
+        """What a row is called."""
+        return f"{self.spec} row {number}"
+
     def __getitem__(self, number: int) -> Blob:
         """A picture's bytes. Raises UnreadableError if its row has none."""
         number = range(len(self))[number]
-        name = f"{self.name} row {number}"
+        name = self.name(number)
         found = self.rows[number][self.column]
         if found is None or (found["bytes"] is None and not found["path"]):
             raise UnreadableError(name, "it is empty", number + 1)

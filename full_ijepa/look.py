@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from full_ijepa import labels
-from full_ijepa.data import SMALL, folder_of
+from full_ijepa.data import SCHEMES, SMALL, folder_of, members
 from full_ijepa.evaluate.features import split_files
-from full_ijepa.formats import SUFFIXES, Kind, Stack
+from full_ijepa.formats import SUFFIXES, Kind, Picture, Place, Stack
 from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
 from full_ijepa.twins import OUTLINE, Twin, outline, twins
@@ -45,8 +45,8 @@ class Part:
     read  (C, H, W) of a picture by its number, or the reason why it cannot be read
     """
 
-    names: tuple[str, ...]
-    labels: tuple[str, ...]
+    names: Sequence[str]
+    labels: Sequence[str]
     read: Callable[[int], np.ndarray | str]
 
 
@@ -150,7 +150,7 @@ def name_of(data: str) -> str:
 
 
 def look(data: str, most: int = OPENED, stack: Stack = "channels", table: Table = NO_TABLE) -> Look:
-    """Look at a set: a name, folder:PATH, or the path of a folder; at most `most` pictures are opened.
+    """Look at a set: a name, folder:PATH, a folder's path, shards:... or hf:...; at most `most` pictures are opened.
 
     table  of labels beside the pictures of a folder, which then divides them
     Raises DataError (a ValueError) if there are no pictures, none of those to train on can be read, or the table has
@@ -164,6 +164,8 @@ def look(data: str, most: int = OPENED, stack: Stack = "channels", table: Table 
         raise DataError(f"a table of labels goes with a folder of pictures, not with {data!r}")
     if data in SMALL and not stand_in(data).is_dir():
         pixels, kinds, parts = PHOTOGRAPHS, Counter(), tensors(data)
+    elif data.startswith(SCHEMES[1:]):
+        pixels, kinds, parts = inside(data, stack, notes)
     else:
         root = stand_in(data) if data in SMALL else folder_of(data)
         files = {} if table else {"train": find(root, "train", SUFFIXES)[0]}
@@ -226,7 +228,29 @@ def tensors(data: str) -> dict[str, Part]:
     return parts
 
 
-def made_of(paths: list[Path], stack: Stack, notes: list[str]) -> tuple[Pixels, Counter[tuple[int, str]]]:
+def inside(data: str, stack: Stack, notes: list[str]) -> tuple[Pixels, Counter[tuple[int, str]], dict[str, Part]]:
+    """Pixels, kinds and splits of shards or of a table. Raises DataError for shards that are elsewhere."""
+    found = {"train": members(data, "train")}
+    if getattr(found["train"][0], "remote", False):
+        raise DataError(f"a look opens pictures here and there: fetch some of the shards, then look at those ({data})")
+    try:
+        found["test"] = members(data, "test")
+    except DataError as error:
+        notes.append(f"no test split: {error}")
+    pixels, kinds = made_of(found["train"][0], stack, notes)
+    parts = {}
+    for name, (pictures, called, _) in found.items():
+        names = [pictures.name(number) for number in range(len(pictures))]
+
+        def read(number: int, pictures=pictures, names=names) -> np.ndarray | str:
+            values = pixels.read_fitted(Place(pictures, number), None)
+            return values.removeprefix(f"{names[number]}: ") if isinstance(values, str) else values
+
+        parts[name] = Part(names, called, read)
+    return pixels, kinds, parts
+
+
+def made_of(paths: Sequence[Picture], stack: Stack, notes: list[str]) -> tuple[Pixels, Counter[tuple[int, str]]]:
     """What most files are, and how many of which kind; what does not agree is added to `notes`."""
     kinds: dict[str, Kind] = survey(some(paths, SAMPLED), stack)
     counted = Counter((kind.channels, kind.depth) for kind in kinds.values())

@@ -32,6 +32,7 @@ from full_ijepa.formats import (
     Depth,
     Kind,
     Picture,
+    Place,
     Stack,
     UnreadableError,
     describe,
@@ -121,24 +122,19 @@ class Pixels:
             raise ValueError("some of its numbers are not finite")
         return values
 
-    def read_fitted(self, path: Picture, sides: tuple[int, int] | None) -> np.ndarray | str:
+    def read_fitted(self, path: Picture | Place, sides: tuple[int, int] | None) -> np.ndarray | str:
         """One picture (C, H, W) brought to sides (H, W) if given; or the reason why it cannot be read.
 
         Raises MachineError if the file is not to blame.
         """
         try:
+            path = path.fetched() if isinstance(path, Place) else path
             values = torch.from_numpy(np.ascontiguousarray(self.read(path)))
+        except UnreadableError as error:
+            return str(error)
         except Exception as error:  # decoders of broken files raise anything
             return blame(path, error)
         return values.numpy() if sides is None else fit(values[None], sides)[0].numpy()
-
-    def read_number(self, number: int, pictures: Sequence[Picture], sides: tuple[int, int] | None) -> np.ndarray | str:
-        """As `read_fitted`, the picture of a number in a set."""
-        try:
-            picture = pictures[number]
-        except UnreadableError as error:
-            return str(error)
-        return self.read_fitted(picture, sides)
 
 
 PHOTOGRAPHS = Pixels()

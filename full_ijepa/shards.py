@@ -220,14 +220,23 @@ class Shards(Sequence[Blob]):
 
     def labels(self, numbers: Sequence[int]) -> torch.Tensor:
         """Classes of pictures, int64; -1 where there is none, or the shard cannot be read."""
-        found = []
-        for number in numbers:
-            shard = int(np.searchsorted(self.order.starts, number, side="right")) - 1
-            try:
-                found.append(int(self.table(shard).labels[number - int(self.order.starts[shard])]))
-            except BrokenShardError:
-                found.append(-1)
-        return torch.tensor(found)
+        asked = np.asarray(numbers, dtype=np.int64)
+        which = np.searchsorted(self.order.starts, asked, side="right") - 1
+        found = np.full(len(asked), -1, dtype=np.int64)
+        for shard in np.unique(which).tolist():
+            with suppress(BrokenShardError):  # named by who reads its pictures
+                here = which == shard
+                found[here] = self.table(shard).labels[asked[here] - self.order.starts[shard]]
+        return torch.from_numpy(found)
+
+    def name(self, number: int) -> str:
+        """Where a picture lies; its number, if its shard is broken."""
+        shard = int(np.searchsorted(self.order.starts, number, side="right")) - 1
+        inside = number - int(self.order.starts[shard])
+        try:
+            return f"{self.places[shard]}/{self.table(shard).names[inside]}"
+        except BrokenShardError:
+            return f"{self.places[shard]}/picture {inside}"
 
     # --- files
 

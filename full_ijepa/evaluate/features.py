@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from full_ijepa import labels
-from full_ijepa.data import SMALL, folder_of
+from full_ijepa.data import SCHEMES, SMALL, folder_of, members
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
-from full_ijepa.formats import SUFFIXES
+from full_ijepa.formats import SUFFIXES, Place
 from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, decoded, fit
 from full_ijepa.vit import Encoder
@@ -114,9 +114,10 @@ def labelled(
     elif name in SETS:
         whole = Labelled(*fetch(name, split), image_size, pixels)
     else:
-        if name != "imagenet" and not name.startswith("folder:"):
-            lookup(dict.fromkeys((*SMALL, "imagenet", "folder:PATH", *SETS)), name, "data set")  # raises
-        files, classes = split_files(folder_of(name), split)
+        if name != "imagenet" and not name.startswith(SCHEMES):
+            known = (*SMALL, "imagenet", "folder:PATH", "shards:FOLDER", "hf:PATH_OR_NAME", *SETS)
+            lookup(dict.fromkeys(known), name, "data set")  # raises
+        files, classes = placed(name, split) if name.startswith(SCHEMES[1:]) else split_files(folder_of(name), split)
         number = {name: i for i, name in enumerate(classes)} | {"": -1}
         odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
         if odd:
@@ -131,6 +132,12 @@ def labelled(
     if most is None or most >= len(whole):
         return whole
     return whole.some(torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most])
+
+
+def placed(name: str, split: str) -> tuple[list[tuple[Place, str]], tuple[str, ...]]:
+    """Pictures of shards or of a table with their classes."""
+    found, called, classes = members(name, split)
+    return [(Place(found, number), label) for number, label in enumerate(called)], classes
 
 
 def split_files(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:

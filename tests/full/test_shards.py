@@ -20,6 +20,8 @@ from PIL import Image
 from full_ijepa import remote, shards
 from full_ijepa.__main__ import main
 from full_ijepa.data import opened, probe_set, settled, training_set
+from full_ijepa.embedding import Features, embed, load_encoder
+from full_ijepa.evaluate import evaluate
 from full_ijepa.order import ShardOrder, order, plan
 from full_ijepa.pack import bytes_of, pack
 from full_ijepa.shards import BrokenShardError, Shards, expand, places, read_table
@@ -92,15 +94,51 @@ def test_processes_and_resumption_change_nothing(sharded):
     assert all(torch.equal(a, b) for a, b in zip(alone, workers, strict=True))
 
 
-def test_a_run_on_shards_is_continued_to_the_bit(sharded, tmp_path, monkeypatch):
-    recipe = sharded.replace(epochs=1.0, probe_epochs=0.5)
-    whole = pretrain(recipe, tmp_path / "whole", progress=False)
-    assert whole.rows[-1]["knn"] > 50  # labels of .cls reach the probe
+@pytest.fixture(scope="module")
+def short(recipe, packed):
+    return recipe.replace(data=f"shards:{packed}", shards_together=2, epochs=0.5, warmup_epochs=0.1, probe_epochs=0.5)
+
+
+@pytest.fixture(scope="module")
+def run(short, tmp_path_factory):
+    """Four steps on shards."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert "knn" in pretrain(short, out, progress=False).rows[-1]  # labels of .cls reach the probe
+    return out
+
+
+def test_a_run_on_shards_is_continued_to_the_bit(short, run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
-        pretrain(recipe, tmp_path / "parts", progress=False)
-    pretrain(recipe, tmp_path / "parts", resume=True, progress=False)
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+        pretrain(short, tmp_path / "parts", progress=False)
+    pretrain(short, tmp_path / "parts", resume=True, progress=False)
+    assert losses(tmp_path / "parts") == losses(run)
+
+
+def test_a_run_on_shards_is_judged_as_one_on_their_folder(run, pictures):
+    """The same pictures, the same classes, the same kNN."""
+    ours = evaluate(run, ("knn",))
+    theirs = evaluate(run, ("knn",), data=f"folder:{pictures}")
+    assert (ours["labels"], ours["tested"], ours["classes"]) == (60, 60, ["across", "down"])
+    assert ours["protocols"] == theirs["protocols"]
+
+
+def test_pictures_of_shards_are_embedded(run, pictures, packed, tmp_path):
+    assert main(["embed", str(run), f"shards:{packed}", "--out", str(tmp_path / "ours.npz")]) == 0
+    ours = Features.read(tmp_path / "ours.npz")
+    theirs = embed(load_encoder(run), pictures / "train")
+    assert ours.names[0].startswith(f"{packed}/train-000000.tar/")
+    assert torch.allclose(ours.values.sort(0).values, theirs.values.sort(0).values, atol=1e-5)
+
+
+def test_a_look_and_a_dry_run_know_shards(packed, capsys):
+    assert main(["look", f"shards:{packed}"]) == 0
+    said = capsys.readouterr().out
+    assert "60" in said
+    assert "across" in said
+    assert main(["pretrain", "smoke", "--data", f"shards:{packed}", "--dry-run", "--device", "cpu"]) == 0
+    assert "of 60 pictures" in capsys.readouterr().out
+    assert main(["look", "shards:memory://nowhere"]) == 2
 
 
 def test_probe_pictures_have_the_labels_of_their_files(sharded, recipe):
