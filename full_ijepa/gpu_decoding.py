@@ -4,7 +4,7 @@ What the GPU cannot decode as the CPU does (turned by EXIF, grey, CMYK, no JPEG 
 colours differ from the CPU's by a few levels of 255: another decoder rounds otherwise. Crops are the same.
 """
 
-# Shape legend:  n bytes  C channels  H,W pixels
+# Shape legend:  C channels  H,W pixels
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ TRAP: a list of a million paths is 0.7 GB, and every worker that reads it copies
 written. Arrays are shared by all that are forked, and by all that map one file.
 """
 
-# Shape legend:  S pictures  n bytes
+# Shape legend:  S pictures
 
 from __future__ import annotations
 

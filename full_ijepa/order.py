@@ -51,7 +51,7 @@ def permuted(places: np.ndarray, count: int, key: int) -> np.ndarray:
 
     A Feistel network permutes the numbers of 2k bits, of which there are less than four times `count`; who lands beyond
     `count` walks on until he lands below (cycle walking), which keeps it a permutation.
-    Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 3; Luby and Rackoff 1988.
+    Source: Black & Rogaway 2002 (cycle walking); Luby & Rackoff 1988 (how many rounds).
     """
     half = np.uint64(max((count - 1).bit_length() + 1, 2) // 2)
     keys = [np.uint64(mix(key, "round", number)) for number in range(ROUNDS)]

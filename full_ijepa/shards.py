@@ -8,7 +8,7 @@ crops and masks are the same wherever the shards are.
 Source of the layout: github.com/webdataset/webdataset, README, "The WebDataset Format".
 """
 
-# Shape legend:  S pictures of a shard  n bytes
+# Shape legend:  S pictures of a shard
 
 from __future__ import annotations
 
