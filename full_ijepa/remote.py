@@ -95,14 +95,18 @@ def size(url: str) -> int:
         raise DataError(f"{url}: {error}") from error
 
 
-def fetch(url: str, cache: Path, room: float, sha256: str | None = None) -> Path:
+Convert = Callable[[Path, Path], None]  # writes the second file from the first; ValueError if that is no such file
+
+
+def fetch(url: str, cache: Path, room: float, sha256: str | None = None, convert: Convert | None = None) -> Path:
     """The file behind an address, in `cache`: whole, its checksum right if one is known, by one process at a time.
 
     What a lost connection left is gone on with. The files used longest ago go where all would take more than `room`
     bytes. Raises RemoteError if the file cannot be had, MachineError if the disk fails.
+    convert  makes a shard of the file, which is kept instead
     """
-    name = url.rpartition("/")[2]
-    target = cache / f"{Path(name).stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{Path(name).suffix}"
+    name = Path(url.rpartition("/")[2])
+    target = cache / f"{name.stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{'.tar' if convert else name.suffix}"
     if used(target):
         return target
     try:
@@ -111,11 +115,25 @@ def fetch(url: str, cache: Path, room: float, sha256: str | None = None) -> Path
             if not used(target):
                 part = target.with_name(f"{target.name}.part")
                 patiently(url, lambda: download(url, part, sha256))
+                if convert:
+                    part = converted(part, part.with_suffix(".made"), convert)
                 make_room(cache, room - part.stat().st_size)
                 part.replace(target)
     except OSError as error:
         raise MachineError(f"{url} cannot be kept in {cache}: {error}; IJEPA_CACHE names another folder") from error
     return target
+
+
+def converted(part: Path, made: Path, convert: Convert) -> Path:
+    """The file made of another, which goes. Raises RemoteError if it was none of its kind."""
+    try:
+        convert(part, made)
+    except ValueError as error:
+        made.unlink(missing_ok=True)
+        raise RemoteError(str(error)) from error
+    finally:
+        part.unlink()
+    return made
 
 
 def used(file: Path) -> bool:

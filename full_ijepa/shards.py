@@ -5,6 +5,7 @@ one. A table of where members lie is made once a shard and kept in the cache fol
 Shards that are elsewhere (http, https, or what fsspec knows: s3, gs ...) are fetched whole into the cache folder, ahead
 of the steps and no more of them than have room, and are then read as those that were here. So the order of pictures,
 crops and masks are the same wherever the shards are.
+Parquet files of pictures, as the hub of Hugging Face has them, are turned into shards as they come (parquet.py).
 Source of the layout: github.com/webdataset/webdataset, README, "The WebDataset Format".
 """
 
@@ -40,6 +41,7 @@ from toy_ijepa.decoding import DataError, blame
 from toy_ijepa.folders import LOOKS, cache_root
 
 INDEX = "index.json"  # beside shards: what `pack` says of them
+ENDINGS = (".tar", ".parquet")  # the second is turned into the first in the cache folder
 KEPT = 64  # tables and open files that a process holds
 FETCHING = 8  # remote shards that are fetched at a time
 LONGEST = 20_000  # micro-batches that a plan is read ahead
@@ -85,7 +87,7 @@ def places(spec: str, part: str = "train") -> list[str]:
     """
     where = spec.removeprefix("shards:")
     folder = where if remote.is_remote(where) else str(Path(where).expanduser())
-    if where.endswith(".tar"):
+    if where.endswith(ENDINGS):
         if part != "train":
             raise DataError(
                 f"{spec} names shards to train on; to judge, give the folder that holds train-*.tar and {part}-*.tar"
@@ -98,10 +100,11 @@ def places(spec: str, part: str = "train") -> list[str]:
     listed = {*index_of(folder).get("shards", {})}  # a shard that is lost is missed
     if not (listed and remote.is_remote(folder)):  # web servers need not list folders
         listed |= {*remote.listing(folder)}
-    names = sorted(name for name in listed if name.endswith(".tar"))
-    if kept := [name for name in names if re.match(rf"{'(test|val)' if part == 'test' else part}-", name)]:
+    names = sorted(name for name in listed if name.endswith(ENDINGS))
+    of_part = re.compile(r"(test|val\w*)-" if part == "test" else f"{part}-")
+    if kept := list(filter(of_part.match, names)):
         return [f"{folder.rstrip('/')}/{name}" for name in kept]
-    if part == "train" and names and not any(re.match("(train|test|val)-", name) for name in names):
+    if part == "train" and names and not any(re.match(r"(train|test|val\w*)-", name) for name in names):
         return [f"{folder.rstrip('/')}/{name}" for name in names]
     raise DataError(
         f"no shards {part}-*.tar in {folder}: `python -m full_ijepa pack` writes them, or name them as in "
@@ -161,6 +164,11 @@ class Shards(Sequence[Blob]):
         if all("pictures" in self.known(shard) for shard in range(len(self.places))):
             return [int(self.known(shard)["pictures"]) for shard in range(len(self.places))]
         told = f"no {INDEX}: counting the pictures of {len(self.places)} shards, once"
+        if all(place.endswith(".parquet") for place in self.places):
+            from full_ijepa.parquet import rows
+
+            with ThreadPoolExecutor(FETCHING) as pool:
+                return list(pool.map(rows, self.places))
         counts, lost = [], []
         for shard in tqdm(range(len(self.places)), told, bar_format=LOOKS, delay=2.0):
             try:
@@ -242,11 +250,14 @@ class Shards(Sequence[Blob]):
 
     def local(self, shard: int) -> Path:
         """The file of a shard on this machine, fetched if it is elsewhere."""
-        place = self.places[shard]
-        if not remote.is_remote(place):
+        place, convert = self.places[shard], None
+        if place.endswith(".parquet"):
+            from full_ijepa.parquet import to_tar as convert  # a slow import that only these wait for
+        if not remote.is_remote(place) and not convert:
             return Path(place)
+        url = place if remote.is_remote(place) else Path(place).resolve().as_uri()
         try:
-            return remote.fetch(place, self.cache, self.room, self.known(shard).get("sha256"))
+            return remote.fetch(url, self.cache, self.room, self.known(shard).get("sha256"), convert)
         except remote.RemoteError as error:
             raise BrokenShardError(f"{place}: {error}") from error
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from PIL import Image
 
-from full_ijepa.data import opened, plan, probe_set, settled, training_set
+from full_ijepa.data import members, opened, plan, probe_set, settled, training_set
 from full_ijepa.formats import UnreadableError
 from full_ijepa.hub import Hub
 from toy_ijepa.decoding import DataError
@@ -77,3 +79,41 @@ def test_an_empty_row_is_named_and_replaced(tmp_path):
         found[1]
     assert said.value.beyond == 2
     assert found[0].suffix == ".png"
+
+
+@pytest.fixture(scope="module")
+def shelf(saved):
+    """The table as the hub keeps it: parquet files, behind an address."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    rows = datasets.load_from_disk(saved)
+    for part in ("train", "test"):
+        for number in range(4):
+            file = io.BytesIO()
+            rows[part].shard(4, number, contiguous=True).to_parquet(file)
+            memory.pipe_file(f"/hub/data/{part}-0000{number}-of-00004.parquet", file.getvalue())
+    return "memory://hub/data"
+
+
+def test_parquet_files_of_the_hub_are_streamed_as_shards(recipe, saved, shelf, tmp_path, monkeypatch):
+    """The same bytes in the same numbering as the table; any process sees its part; counted without being fetched."""
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    streamed = recipe.replace(data=f"shards:{shelf}", shards_together=2)
+    there, here = opened(streamed), opened(recipe.replace(data=f"hf:{saved}"))
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+    assert [there[n].getvalue() for n in range(60)] == [here[n].getvalue() for n in range(60)]
+    assert torch.equal(there.labels(range(60)), here.labels(range(60)))
+    alone, pair = batches(streamed, 0, 4), [batches(streamed, 0, 4, rank, 2) for rank in (0, 1)]
+    both = [images for together in zip(*pair, strict=True) for images in together]
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+    assert members(f"shards:{shelf}", "test")[2] == ("0", "1")
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_parquet_files_that_hold_no_pictures_are_said(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows").mkdir()
+    datasets.Dataset.from_dict(dict(text=["a"] * 20)).to_parquet(tmp_path / "rows" / "a.parquet")
+    found = opened(recipe.replace(data=f"shards:{tmp_path / 'rows'}"))
+    with pytest.raises(DataError, match=r"none of 1 shards can be read.*0 columns of pictures among text"):
+        found[3]
