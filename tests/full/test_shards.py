@@ -195,6 +195,16 @@ def test_a_broken_shard_is_replaced_and_named_once(sharded, packed, tmp_path, ch
         list(stream.batches(plan(stream.layout, recipe, 0, 8), recipe))
 
 
+@pytest.mark.parametrize("change", [shorten, scratch])
+def test_shards_without_an_index_are_found_out_too(packed, tmp_path, change):
+    broken = spoil(tmp_path / "broken", packed, change)
+    with pytest.raises(BrokenShardError, match=r"train-000001\.tar(: unexpected end| is broken at byte \d+ of)"):
+        read_table(broken / "train-000001.tar")
+    (broken / shards.INDEX).unlink()
+    with pytest.warns(UserWarning, match="shard skipped"), pytest.raises(DataError, match=r"1 of \d shards cannot be"):
+        Shards(places(f"shards:{broken}"))
+
+
 def test_a_broken_picture_in_a_whole_shard_is_a_picture(sharded, packed, tmp_path):
     def change(file: Path) -> None:
         row = read_table(file)
