@@ -27,6 +27,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +50,9 @@ LONGEST = 20_000  # micro-batches that a plan is read ahead
 SAMPLED = 4  # shards that are fetched to see what remote pictures are like
 LABELS = ("cls", "label", "class")  # keys of a class in .json
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+T = TypeVar("T")
 
 
 class BrokenShardError(ValueError):
@@ -141,7 +146,8 @@ class Shards(Sequence[Blob]):
         about = index_of(self.places[0].rpartition("/")[0])
         self.about, self.classes = about.get("shards", {}), about.get("classes", ())
         self.tables: OrderedDict[int, Table] = OrderedDict()
-        self.open: OrderedDict[int, int] = OrderedDict()
+        self.files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self.lock = Lock()  # pictures are read by threads too
         self.owner = os.getpid()
         self.broken: dict[int, str] = {}
         self.order = ShardOrder(self.count(), together)
@@ -203,7 +209,8 @@ class Shards(Sequence[Blob]):
                 raise BrokenShardError(self.broken[shard])
             table = self.table(shard)
             name = f"{self.places[shard]}/{table.names[inside]}"
-            data = os.pread(self.handle(shard), int(table.sizes[inside]), int(table.starts[inside]))
+            file = self.file(shard)
+            data = os.pread(file.fileno(), int(table.sizes[inside]), int(table.starts[inside]))
             if len(data) != table.sizes[inside]:
                 raise BrokenShardError(f"{name} ends after {len(data)} of {table.sizes[inside]} bytes")
             return Blob(name, data)
@@ -266,29 +273,41 @@ class Shards(Sequence[Blob]):
         """Where remote shards and tables are kept."""
         return cache_root() / "shards" / hashlib.sha256(self.places[0].rpartition("/")[0].encode()).hexdigest()[:12]
 
-    def handle(self, shard: int) -> int:
-        """An open file. Processes do not share them: one that was inherited is not closed here."""
-        if self.owner != os.getpid():
-            self.owner, self.open = os.getpid(), OrderedDict()
-        if shard not in self.open:
-            self.open[shard] = os.open(self.local(shard), os.O_RDONLY)
-            if len(self.open) > KEPT:
-                os.close(self.open.popitem(last=False)[1])
-        self.open.move_to_end(shard)
-        return self.open[shard]
+    def file(self, shard: int) -> BinaryIO:
+        """An open file; one that others have put away stays open until who reads it lets go.
+
+        TRAP: `pread` on a bare number would read whatever another thread has opened under it since.
+        """
+        with self.lock:
+            if self.owner != os.getpid():  # processes do not share what they opened
+                self.owner, self.files = os.getpid(), OrderedDict()
+            if shard in self.files:
+                self.files.move_to_end(shard)
+                return self.files[shard]
+        return self.keep(self.files, shard, self.local(shard).open("rb"))
 
     def table(self, shard: int) -> Table:
         """Where a shard's pictures lie. Raises BrokenShardError."""
-        if shard not in self.tables:
-            file = self.local(shard)
-            self.tables[shard] = kept_table(file, self.cache, self.known(shard).get("pictures"))
-            if len(self.tables) > KEPT:
-                self.tables.popitem(last=False)
-        self.tables.move_to_end(shard)
-        return self.tables[shard]
+        with self.lock:
+            if shard in self.tables:
+                self.tables.move_to_end(shard)
+                return self.tables[shard]
+        made = kept_table(self.local(shard), self.cache, self.known(shard).get("pictures"))
+        return self.keep(self.tables, shard, made)
+
+    def keep(self, shelf: OrderedDict[int, T], shard: int, made: T) -> T:
+        """Put on a shelf, from which the one used longest ago goes."""
+        with self.lock:
+            shelf[shard] = made
+            if len(shelf) > KEPT:
+                shelf.popitem(last=False)
+        return made
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | dict(open=OrderedDict(), owner=0)
+        return self.__dict__ | dict(files=OrderedDict(), lock=None)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state | dict(lock=Lock())
 
     # --- few shards at a time
 

@@ -6,8 +6,10 @@ import http.server
 import io
 import json
 import os
+import pickle
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -233,6 +235,18 @@ def test_a_table_is_made_anew_when_its_shard_changes(packed, tmp_path):
     start, size = int(after.order.starts[1]), int(after.order.counts[0])
     assert [after[start + i].getvalue() for i in range(size)] == [after[i].getvalue() for i in range(size)]
     assert before[int(before.order.starts[1])].getvalue() != after[start].getvalue()
+
+
+def test_threads_read_what_one_reads(packed, monkeypatch):
+    """More shards than are kept open."""
+    monkeypatch.setattr(shards, "KEPT", 1)
+    found = Shards(places(f"shards:{packed}"))
+    alone = [blob.getvalue() for blob in found]
+    numbers = [n for n in range(0, 60, 7) for _ in range(40)] + list(range(60)) * 5
+    again = pickle.loads(pickle.dumps(found))
+    with ThreadPoolExecutor(8) as pool:
+        for number, data in zip(numbers, pool.map(lambda n: again[n].getvalue(), numbers), strict=True):
+            assert data == alone[number]
 
 
 # --- other people's shards
