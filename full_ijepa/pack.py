@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from full_ijepa.formats import SUFFIXES, describe
 from full_ijepa.names import Names
 from full_ijepa.order import mix, shuffled
-from full_ijepa.shards import INDEX
+from full_ijepa.tars import INDEX
 from toy_ijepa.decoding import DataError, blame, read_pixels
 from toy_ijepa.folders import check_skipped, class_of, classes_below, find_names
 

@@ -18,13 +18,11 @@ import itertools
 import json
 import os
 import re
-import tarfile
 import warnings
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -32,44 +30,24 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from full_ijepa import remote
-from full_ijepa.formats import SUFFIXES, Blob, UnreadableError
+from full_ijepa.formats import Blob, UnreadableError
 from full_ijepa.order import Micro, ShardOrder, shuffled
+from full_ijepa.tars import INDEX, BrokenShardError, Table, kept_table
 from toy_ijepa.decoding import DataError, blame
 from toy_ijepa.folders import LOOKS, cache_root
 
-INDEX = "index.json"  # beside shards: what `pack` says of them
 ENDINGS = (".tar", ".parquet")  # the second is turned into the first in the cache folder
 KEPT = 64  # tables and open files that a process holds
 FETCHING = 8  # remote shards that are fetched at a time
 LONGEST = 20_000  # micro-batches that a plan is read ahead
 SAMPLED = 4  # shards that are fetched to see what remote pictures are like
-LABELS = ("cls", "label", "class")  # keys of a class in .json
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 T = TypeVar("T")
-
-
-class BrokenShardError(ValueError):
-    """A shard that is not what it should be."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Where the pictures of a shard lie: names, first bytes and lengths (S,), and classes (S,), -1 for none."""
-
-    names: list[str]
-    starts: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def expand(pattern: str) -> list[str]:
@@ -361,89 +339,3 @@ class Shards(Sequence[Blob]):
     def try_local(self, shard: int) -> None:
         with suppress(BrokenShardError):  # named by who reads it
             self.local(shard)
-
-
-def kept_table(file: Path, cache: Path, pictures: int | None = None) -> Table:
-    """The table of a shard from the cache folder while size and time of the shard are the same, else made anew.
-
-    Raises BrokenShardError if the shard is cut short or has not as many pictures as its index says.
-    """
-    try:
-        stat = file.stat()
-    except OSError as error:
-        raise BrokenShardError(blame(file, error)) from error
-    mark = f"v1 {stat.st_size} {stat.st_mtime_ns}"
-    kept = cache / f"{file.name}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}.table"
-    try:
-        with safe_open(kept, "np") as found:
-            if (found.metadata() or {}).get("mark") == mark:
-                names = found.get_tensor("names").tobytes().decode().split("\n")
-                made = Table(names, *(found.get_tensor(n) for n in ("starts", "sizes", "labels")))
-                return counted(made, file, pictures)
-    except (OSError, SafetensorError, UnicodeDecodeError):
-        pass  # none yet
-    made = counted(read_table(file), file, pictures)
-    if len(made):
-        names = np.frombuffer("\n".join(made.names).encode(), dtype=np.uint8).copy()
-        tensors = dict(names=names, starts=made.starts, sizes=made.sizes, labels=made.labels)
-        part = kept.with_suffix(f".{os.getpid()}.part")
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            save_file({k: torch.from_numpy(v) for k, v in tensors.items()}, part, metadata=dict(mark=mark))
-            part.replace(kept)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            warnings.warn(f"the table of {file} is not kept ({error}); it is made anew next time", stacklevel=2)
-    return made
-
-
-def counted(table: Table, file: Path, pictures: int | None) -> Table:
-    if pictures is not None and len(table) != pictures:
-        raise BrokenShardError(f"{file} holds {len(table)} pictures, {INDEX} says {pictures}")
-    return table
-
-
-def read_table(file: Path) -> Table:
-    """Go through the headers of a tar file. Raises BrokenShardError if it is cut short or no such file."""
-    rows: OrderedDict[str, list] = OrderedDict()
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if member.isfile():
-                    note(rows, tar, member)
-            end, size = tar.offset, file.stat().st_size
-        # TRAP: at a broken header in its midst tarfile stops as at the end, and says nothing. A whole file ends with
-        # empty blocks.
-        with file.open("rb") as opened:
-            opened.seek(end)
-            if opened.read(512).strip(b"\0") or (end > size):
-                raise BrokenShardError(f"{file} is broken at byte {end} of {size}, or cut short")
-    except tarfile.TarError as error:
-        raise BrokenShardError(f"{file}: {error}") from error
-    except OSError as error:
-        raise BrokenShardError(blame(file, error)) from error
-    found = [row for row in rows.values() if row[0]]
-    columns = list(zip(*found, strict=True)) if found else [(), (), (), ()]
-    return Table(list(columns[0]), *(np.array(column, dtype=np.int64) for column in columns[1:]))
-
-
-def note(rows: OrderedDict[str, list], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    """Add what a member says of its sample: [name of the picture, first byte, length, class]."""
-    folder, slash, base = member.name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    row = rows.setdefault(f"{folder}{slash}{stem}", ["", 0, 0, -1])
-    if f".{ending.rpartition('.')[2].lower()}" in SUFFIXES:
-        if not row[0]:  # of several pictures of a sample, the first
-            row[:3] = member.name, member.offset_data, member.size
-    elif ending in ("cls", "json"):
-        row[3] = class_in(tar.extractfile(member).read(), ending)
-
-
-def class_in(data: bytes, ending: str) -> int:
-    """The class that a .cls or .json member holds; -1 for none, or one that is no number."""
-    try:
-        said = int(data) if ending == "cls" else json.loads(data)
-    except ValueError:
-        return -1
-    value = next((said[key] for key in LABELS if key in said), -1) if isinstance(said, dict) else said
-    return value if isinstance(value, int) and not isinstance(value, bool) else -1

@@ -26,8 +26,9 @@ from full_ijepa.embedding import Features, embed, load_encoder
 from full_ijepa.evaluate import evaluate
 from full_ijepa.order import ShardOrder, order, plan
 from full_ijepa.pack import bytes_of, pack
-from full_ijepa.shards import BrokenShardError, Shards, expand, places, read_table
+from full_ijepa.shards import Shards, expand, places
 from full_ijepa.streams import Stream
+from full_ijepa.tars import INDEX, BrokenShardError, read_table
 from full_ijepa.train import pretrain
 from tests.full.test_train import losses, stop_after
 from toy_ijepa.decoding import DataError
@@ -202,7 +203,7 @@ def test_shards_without_an_index_are_found_out_too(packed, tmp_path, change):
     broken = spoil(tmp_path / "broken", packed, change)
     with pytest.raises(BrokenShardError, match=r"train-000001\.tar(: unexpected end| is broken at byte \d+ of)"):
         read_table(broken / "train-000001.tar")
-    (broken / shards.INDEX).unlink()
+    (broken / INDEX).unlink()
     with pytest.warns(UserWarning, match="shard skipped"), pytest.raises(DataError, match=r"1 of \d shards cannot be"):
         Shards(places(f"shards:{broken}"))
 
@@ -226,7 +227,7 @@ def test_a_broken_picture_in_a_whole_shard_is_a_picture(sharded, packed, tmp_pat
 
 def test_a_table_is_made_anew_when_its_shard_changes(packed, tmp_path):
     folder = spoil(tmp_path / "changed", packed, lambda file: None)
-    (folder / shards.INDEX).unlink()
+    (folder / INDEX).unlink()
     before = Shards(places(f"shards:{folder}"))
     first = (folder / "train-000000.tar").read_bytes()
     (folder / "train-000001.tar").write_bytes(first)
@@ -369,7 +370,7 @@ def test_a_server_in_trouble_is_asked_again(packed, served, tmp_path, monkeypatc
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(remote, "BLOCK", 4000)
     Server.troubles = {"train-000000.tar": list(troubles)}
-    about = json.loads((packed / shards.INDEX).read_text())["shards"]["train-000000.tar"]
+    about = json.loads((packed / INDEX).read_text())["shards"]["train-000000.tar"]
     fetch = partial(remote.fetch, f"{served}/train-000000.tar", tmp_path / "kept", 1e9, about["sha256"])
     if troubles == ["no ranges"]:
         found = fetch()
@@ -433,7 +434,7 @@ def test_the_same_folder_gives_the_same_shards(pictures, packed, tmp_path):
     pack(pictures, tmp_path / "again", 16_000)
     for file in packed.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    about = json.loads((packed / shards.INDEX).read_text())
+    about = json.loads((packed / INDEX).read_text())
     assert about["classes"] == ["across", "down"]
     for name, said in about["shards"].items():
         assert remote.checksum(packed / name) == said["sha256"]
