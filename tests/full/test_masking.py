@@ -114,27 +114,6 @@ def test_small_context_says_where_no_room_is():
 # What a recipe says about masks
 
 
-@pytest.mark.parametrize("name", ["multiblock", "complement", "single_block", "random", "released"])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_a_recipe_that_says_nothing_draws_what_it_always_drew(name, groups):
-    """The fields' None is not a second set of defaults: the strategy is called without them, as before they existed."""
-    method = build(Recipe(masks=name, groups=groups, encoder="toy", image_size=80, patch=8, data="shapes"))
-    seen = []
-    predict = method.predict
-    method.predict = lambda images, masks: seen.append(masks) or predict(images, masks)
-    method.step_loss(torch.zeros(6, 3, 80, 80), torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
-    if groups == 1 or name not in masking.UNEVEN:
-        expected = [masking.STRATEGIES[name](6, (10, 10), generator=generator)]
-    else:
-        drawn = masking.STRATEGIES[name](6, (10, 10), generator=generator, pick=masking.keep_all)
-        expected = [masks for _, masks in masking.grouped(drawn, groups)]
-    assert len(seen) == len(expected)
-    for ours, theirs in zip(seen, expected, strict=True):
-        assert torch.equal(ours.context, theirs.context)
-        assert torch.equal(ours.targets, theirs.targets)
-
-
 def test_the_table_of_fixed_options_is_that_of_the_signatures():
     assert set(FIXED) == set(masking.STRATEGIES) == set(get_args(get_type_hints(Recipe)["masks"]))
     for name, strategy in masking.STRATEGIES.items():

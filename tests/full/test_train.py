@@ -108,8 +108,8 @@ def test_the_regulariser_sees_the_whole_micro_batch(recipe):
     for groups in (1, 4):
         for weights in ((0.0, 0.0), (1.0, 1.0)):
             torch.manual_seed(0)
-            step = methods.Step(methods.build(recipe.replace(groups=groups, regulariser=weights, drop_path=0.0)))
-            losses[groups, any(weights)] = step(images, 0).item()
+            method = methods.build(recipe.replace(groups=groups, regulariser=weights, drop_path=0.0))
+            losses[groups, any(weights)] = methods.Step(method)(images, method.draw(4, seed=0, sizes=0)).item()
     assert math.isfinite(losses[4, True])
     assert losses[4, True] - losses[4, False] == pytest.approx(losses[1, True] - losses[1, False], rel=0.2)
 
@@ -131,7 +131,7 @@ def test_every_trainable_tensor_moves_and_the_target_only_follows(name, method):
     pictures = torch.randint(0, 256, (12, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
     with train.world("cpu") as here:
         trainer = Trainer(recipe, here, Resident(pictures, here.device))
-    batches = trainer.data.batches(train.plan(12, recipe, 0, 3), recipe)
+    batches = trainer.batches(0, 3)
     trained = {name: p for name, p in trainer.method.named_parameters() if p.requires_grad}
     held = [p for optimiser in trainer.optimisers for group in optimiser.param_groups for p in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, trained.values()))
@@ -293,8 +293,8 @@ def test_one_step_is_that_of_the_large_batch(tmp_path, recipe):
     recipe = recipe.replace(epochs=0.2, warmup_epochs=0.0, drop_path=0.0, clip=0.0)
     with train.world("cpu") as here:
         trainer = Trainer(recipe, here)
-    batches = list(trainer.data.batches(train.plan(60, recipe, 0, 1), recipe))
-    expected = torch.stack([trainer.model(images, micro.seed) for images, micro in batches]).mean()
+    batches = list(trainer.batches(0, 1))
+    expected = torch.stack([trainer.model(images, drawn) for images, drawn in batches]).mean()
     wanted = torch.autograd.grad(expected, [p for p in trainer.model.parameters() if p.requires_grad])
     total, norm, _ = trainer.take_step(iter(batches))
     assert total.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -323,15 +323,26 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(tmp
     assert losses(tmp_path / "run") == [row["loss"] for row in whole.rows]
 
 
+def bad_at(monkeypatch, recipe, step: int, part: int, spoil):
+    """Spoil the loss of one micro-batch, which is known by its masks."""
+    step_loss, draw, bad = methods.IJEPA.step_loss, methods.IJEPA.draw, []
+    seed = list(train.plan(60, recipe, step, step + 1))[part].seed
+
+    def noted(self, batch, seed_, sizes, multiple=1):
+        found = draw(self, batch, seed_, sizes, multiple)
+        bad.extend([found[0].context] * (seed_ == seed))
+        return found
+
+    def spoiled(self, images, drawn):
+        loss = step_loss(self, images, drawn)
+        return spoil(self, loss) if any(drawn[0].context is known for known in bad) else loss
+
+    monkeypatch.setattr(methods.IJEPA, "draw", noted)
+    monkeypatch.setattr(methods.IJEPA, "step_loss", spoiled)
+
+
 def test_a_loss_that_blows_up_stops_the_run_and_saves_nothing_bad(tmp_path, recipe, monkeypatch):
-    step_loss = train.methods.IJEPA.step_loss
-
-    def bad(self, images, generator):
-        loss = step_loss(self, images, generator)
-        return loss * float("nan") if generator.initial_seed() == seed else loss
-
-    seed = list(train.plan(60, recipe, 9, 10))[1].seed
-    monkeypatch.setattr(train.methods.IJEPA, "step_loss", bad)
+    bad_at(monkeypatch, recipe, 9, 1, lambda method, loss: loss * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"at step 10; the last good checkpoint is .*step-00000008"):
         run(recipe, tmp_path / "run")
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
@@ -339,17 +350,8 @@ def test_a_loss_that_blows_up_stops_the_run_and_saves_nothing_bad(tmp_path, reci
 
 def test_an_infinite_gradient_is_never_saved(tmp_path, recipe, monkeypatch):
     """The loss is finite, its gradient is not, and a checkpoint is due at this very step."""
-    step_loss = train.methods.IJEPA.step_loss
-    seed = next(train.plan(60, recipe, 7, 8)).seed
-
-    def bad(self, images, generator):
-        loss = step_loss(self, images, generator)
-        if generator.initial_seed() != seed:
-            return loss
-        zero = self.encoder.norm.bias.sum() * 0.0
-        return loss + torch.sqrt(zero)  # value 0, slope infinite
-
-    monkeypatch.setattr(train.methods.IJEPA, "step_loss", bad)
+    # value 0, slope infinite
+    bad_at(monkeypatch, recipe, 7, 0, lambda method, loss: loss + torch.sqrt(method.encoder.norm.bias.sum() * 0.0))
     with pytest.raises(NonFiniteLossError, match=r"the last good checkpoint is .*step-00000004"):
         run(recipe.replace(log_every=50, checkpoint_epochs=0.5), tmp_path / "run")
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
