@@ -1,6 +1,6 @@
 """What a run will cost, before it is started: parameters, FLOPs, memory and time."""
 
-# Shape legend:  B images of a micro-batch  b of a group  N tokens  K context patches  M target blocks
+# Shape legend:  B images of a micro-batch  N tokens  K context patches  M target blocks
 #                T patches of a block  D width  E predictor width
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ times as much with padding and an attention mask.
 Sizes of blocks are drawn for an optimiser step, places for a micro-batch: all processes of a step have equal work.
 """
 
-# Shape legend:  B images  N patches  M target blocks  T patches of a block  K context patches  L blocks of the encoder
-#                S packed tokens  Q sequences of packed tokens
+# Shape legend:  B images  N patches  M target blocks  T patches of a block  K context patches
+#                J sequences of packed tokens  Z all of their tokens
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class Group(NamedTuple):
     """Images of a micro-batch whose contexts have one size: all of them, or one of a few groups.
 
     rows  (b,) their numbers in the micro-batch; context (b, K) and targets (b, M, T) as in `Masks`
-    kept  (L, b) what each block of the encoder counts for an image (`vit.draw_kept`); None: each counts once
+    kept  (depth, b) what each block of the encoder counts for an image (`vit.draw_kept`); None: each counts once
     """
 
     rows: Tensor
@@ -184,13 +184,13 @@ class Group(NamedTuple):
 class Packed(NamedTuple):
     """A micro-batch whose contexts lie one after the other in one tensor, none cut.
 
-    context  (S,) number of each context token among all B * N tokens of the micro-batch: image * N + patch
+    context  (Z,) number of each context token among all B * N tokens of the micro-batch: image * N + patch
     seen     the B sequences of the context encoder, and filler
     targets  (B, M, T) as in `Masks`
-    order    (S',) where each token of the predictor comes from: below S from the context, S and above from the targets
+    order    (Z',) where each token of the predictor comes from: below Z from the context, Z and above from the targets
     asked    the predictor's sequences, one a target block or one an image, and filler
-    answers  (B * M * T,) numbers of the target tokens among the S' of the predictor
-    kept     (L, Q) as in `Group`, a column a sequence of `seen`
+    answers  (B * M * T,) numbers of the target tokens among the Z' of the predictor
+    kept     (depth, J) as in `Group`, a column a sequence of `seen`
     """
 
     context: Tensor
@@ -210,15 +210,15 @@ def packed(masks: Masks, patches: int, joint: bool, multiple: int = 1, kept: Ten
 
     patches   N of the grid
     joint     whether the predictor has all target blocks of an image in one sequence, or each alone
-    multiple  S becomes a multiple of it, S' of it times the predictor's sequences an image
-    kept      (L, B) as in `Group`
+    multiple  Z becomes a multiple of it, Z' of it times the predictor's sequences an image
+    kept      (depth, B) as in `Group`
     """
     there = masks.context != NOTHING
     B, M, T = masks.targets.shape
     room = there.sum(1)  #                                                                (B,)
     seen = sequences(room, multiple)
     numbers = masks.context + patches * torch.arange(B)[:, None]
-    context = F.pad(numbers[there], (0, len(seen.number) - int(room.sum())))  #           (S,) filler is token 0
+    context = F.pad(numbers[there], (0, len(seen.number) - int(room.sum())))  #           (Z,) filler is token 0
 
     each = 1 if joint else M  # sequences of an image
     rows = torch.arange(B).repeat_interleave(each)  #                                     (B * each,) image of each
@@ -229,7 +229,7 @@ def packed(masks: Masks, patches: int, joint: bool, multiple: int = 1, kept: Ten
     number = asked.number.clamp(max=len(rows) - 1)
     order = seen.ends[rows[number]] + asked.place  #                                      right where it is context
     order[answers] = len(context) + torch.arange(B * M * T)
-    order[asked.number >= len(rows)] = 0  #                                               (S',) filler is token 0
+    order[asked.number >= len(rows)] = 0  #                                               (Z',) filler is token 0
     if kept is not None:
         kept = F.pad(kept, (0, len(seen.lengths) - B), value=1.0)
     return Packed(context, seen, masks.targets, order.long(), asked, answers.long(), kept)

@@ -6,7 +6,7 @@ an optimiser step. Both are the toy's with the choices of a recipe.
 """
 
 # Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  N patches  K context patches  M target blocks
-#                T patches of a block  D width  S packed tokens  Q sequences of packed tokens
+#                T patches of a block  D width  J sequences of packed tokens  Z all of their tokens
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ class IJEPA(jepa.IJEPA):
         return self.compared(predictions, truth, group.targets), context
 
     def packed_loss(self, images: Tensor, truth: Tensor, drawn: Packed) -> tuple[Tensor, Tensor]:
-        """Loss, and packed context features (S, D)."""
+        """Loss, and packed context features (Z, D)."""
         context = self.encoder(images, drawn.context, drawn.seen, drawn.kept)
-        places = drawn.context % truth.shape[1]  #                       (S,)
+        places = drawn.context % truth.shape[1]  #                       (Z,)
         predictions = self.predictor(context, places, drawn.targets, drawn.order, drawn.asked, drawn.answers)
         return self.compared(predictions, truth, drawn.targets), context
 
@@ -132,7 +132,7 @@ class IJEPA(jepa.IJEPA):
 
 
 def means(x: Tensor, where: Sequences) -> Tensor:
-    """The mean token of each sequence of packed tokens (S, D): (Q, D)."""
+    """The mean token of each sequence of packed tokens (Z, D): (J, D)."""
     total = x.new_zeros(len(where.ends) - 1, x.shape[1]).index_add(0, where.number, x)
     return total / where.lengths.clamp(min=1)[:, None]
 

@@ -38,6 +38,7 @@ DONE, WRONG_INPUT, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75  # 75: EX_TEM
 LOOKED = 256  # pictures that are searched for flat ones and copies before the first step
 WATCHED = 64  # of them, those whose features are watched for collapse
 SELDOM = 200  # optimiser steps between two looks at features in a long run; a shorter one has 50 looks
+ABLE = 8, 0  # compute capability from which attention has a kernel for packed sequences (FlashAttention 2)
 PACKED = 256  # packed lengths on a GPU are whole multiples of it
 CROPS = 64  # crops on which predicting each place's mean is tried
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -81,10 +82,19 @@ def set_up(recipe: Recipe, device: torch.device) -> None:
 
     TRAP: PyTorch's attention asks cuDNN first on recent cards, which makes a plan for each length that it has not met:
     contexts in groups, or cut, have a new one nearly every micro-batch. Packed ones leave it the whole pictures only.
+    Raises ValueError if the card is too old for the recipe.
     """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cuda.enable_cudnn_sdp(recipe.contexts == "packed" or recipe.method == "mae")
+    if device.type != "cuda":
+        return
+    packed, dtype = recipe.contexts == "packed" and recipe.method == "ijepa", precision_of(recipe, device)
+    has = torch.cuda.get_device_capability(device)
+    if packed and dtype != torch.float32 and has < ABLE:
+        raise ValueError(
+            f"packed contexts in {recipe.precision} need a GPU of compute capability {ABLE[0]}.{ABLE[1]}, this one has "
+            f"{has[0]}.{has[1]}: give --contexts groups, or --precision fp32"
+        )
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(packed or recipe.method == "mae")
 
 
 class Interrupt:

@@ -4,8 +4,9 @@ Everything that scale does not change (patch embedding, attention, blocks, initi
 toy's; toy weights load here and give the same outputs (tests/full/test_vit.py).
 """
 
-# Shape legend:  B images  C channels  H,W pixels  h,w grid (patches)  N = h*w tokens  K kept tokens  D width  L blocks
-#                S packed tokens  Q sequences of packed tokens  M target blocks  T patches of a block  E predictor width
+# Shape legend:  B images  C channels  H,W pixels  h,w grid (patches)  N = h*w tokens  K kept tokens  D width
+#                J sequences of packed tokens  Z all of their tokens  M target blocks  T patches of a block
+#                E predictor width
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Block(toy.Block):
         self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
 
     def forward(self, x: Tensor, where: Sequences | None = None) -> Tensor:
-        """Tokens (B, N, D), or packed ones (S, D) and where their sequences lie."""
+        """Tokens (B, N, D), or packed ones (Z, D) and where their sequences lie."""
         if where is None:
             return super().forward(x)
         x = x + attend(self.attn, self.norm1(x), where)
@@ -81,9 +82,9 @@ class Stack(nn.ModuleList):
         return block(x, *where)
 
     def forward(self, x: Tensor, where: Sequences | None = None, kept: Tensor | None = None) -> Tensor:
-        """All blocks on tokens (B, N, D), or on packed ones (S, D) and where their sequences lie.
+        """All blocks on tokens (B, N, D), or on packed ones (Z, D) and where their sequences lie.
 
-        kept  (L, B) or (L, Q), from `draw_kept`: what each block counts for an image
+        kept  (depth, B) or (depth, J), from `draw_kept`: what each block counts for an image
         """
         for index, block in enumerate(self):
             y = block(x) if where is None else block(x, where)
@@ -95,9 +96,9 @@ class Stack(nn.ModuleList):
 
 
 def draw_kept(rates: Sequence[float], batch: int, generator: torch.Generator) -> Tensor | None:
-    """What each block counts for an image, (L, B): 0 where it is skipped, else 1/(1 - rate), so that the mean is 1.
+    """What each block counts for an image, (depth, B): 0 where it is skipped, else 1/(1 - rate), so that the mean is 1.
 
-    rates  probability of each of the L blocks to be skipped; None if no block ever is
+    rates  probability of each block to be skipped; None if no block ever is
     """
     if not any(rates):
         return None
@@ -144,12 +145,12 @@ class Encoder(toy.Encoder):
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens before the first block, as the toy's; on another grid with interpolated positions.
 
-        keep  (B, K) patches of each image; or (S,) numbers among all B * N tokens, which gives packed ones (S, D)
+        keep  (B, K) patches of each image; or (Z,) numbers among all B * N tokens, which gives packed ones (Z, D)
         """
         grid = grid_size(tuple(images.shape[2:]), self.patch)
         x = self.patch_embed(images) + interpolate_positions(self.pos_embed, self.grid, grid)  # (B, N, D)
         if keep is not None and keep.ndim == 1:
-            return x.flatten(0, 1).index_select(0, keep)  #                                      (S, D)
+            return x.flatten(0, 1).index_select(0, keep)  #                                      (Z, D)
         return x if keep is None else toy.gather_tokens(x, keep)  #                              (B, K, D)
 
     def forward(
@@ -159,10 +160,10 @@ class Encoder(toy.Encoder):
         where: Sequences | None = None,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """Encode whole images or the patches `keep`, see `embed`: (B, N, D), (B, K, D) or (S, D).
+        """Encode whole images or the patches `keep`, see `embed`: (B, N, D), (B, K, D) or (Z, D).
 
         where  the sequences of packed tokens
-        kept   (L, B) or (L, Q) as in `Stack.forward`; None: no block is skipped
+        kept   (depth, B) or (depth, J) as in `Stack.forward`; None: no block is skipped
         """
         return self.norm(self.blocks(self.embed(images, keep), where, kept))
 
@@ -183,12 +184,12 @@ class Predictor(toy_predictor.Predictor):
         where: Sequences | None = None,
         answers: Tensor | None = None,
     ) -> Tensor:
-        """As the toy's; or context (S, D), context_idx (S,) and the last three as in `masking.Packed`: (B, M, T, D)."""
+        """As the toy's; or context (Z, D), context_idx (Z,) and the last three as in `masking.Packed`: (B, M, T, D)."""
         if where is None:
             return super().forward(context, context_idx, target_idx)
-        seen = self.embed(context) + self.pos_embed[context_idx]  #         (S, E)
+        seen = self.embed(context) + self.pos_embed[context_idx]  #         (Z, E)
         asked = self.mask_token[0] + self.pos_embed[target_idx.flatten()]  # (B*M*T, E)
-        x = torch.cat([seen, asked]).index_select(0, order)  #              (S', E)
+        x = torch.cat([seen, asked]).index_select(0, order)  #              (Z', E)
         x = self.blocks(x, where).index_select(0, answers)  #               (B*M*T, E) only the answers
         return self.proj(self.norm(x)).reshape(*target_idx.shape, -1)  #    (B, M, T, D)
 

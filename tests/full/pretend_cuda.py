@@ -202,6 +202,7 @@ def gpu() -> Iterator[Seen]:
     with ExitStack() as stack:
         for owner, name, what in (
             (torch.cuda, "_lazy_init", lambda: None),
+            (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch, "Generator", Generator),
             (torch, "autocast", lambda _device, *rest, **options: autocast("cpu", *rest, **options)),

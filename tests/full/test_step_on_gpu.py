@@ -123,10 +123,21 @@ def test_kernels_are_chosen_where_there_is_a_gpu(recipe):
     """cuDNN plans attention anew for each length: only packed contexts, which do not ask it, leave it the rest."""
     train.set_up(recipe, torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
-    for contexts, cudnn in (("packed", True), ("groups", False), ("cut", False)):
-        train.set_up(recipe.replace(contexts=contexts), CUDA)
-        assert torch.backends.cuda.cudnn_sdp_enabled() == cudnn
+    with gpu():
+        for contexts, cudnn in (("packed", True), ("groups", False), ("cut", False)):
+            train.set_up(recipe.replace(contexts=contexts), CUDA)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == cudnn
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_a_card_that_is_too_old_is_said(recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    with pytest.raises(
+        ValueError, match=r"packed contexts in fp16 need .* 8.0, this one has 7.5: give --contexts groups"
+    ):
+        train.set_up(recipe.replace(contexts="packed", precision="fp16"), CUDA)
+    train.set_up(recipe.replace(contexts="packed", precision="fp32"), CUDA)
+    train.set_up(recipe.replace(contexts="groups", precision="fp16"), CUDA)
 
 
 def test_the_kernel_is_asked_only_for_what_it_takes():
