@@ -80,7 +80,7 @@ def padded(q: Tensor, k: Tensor, v: Tensor, where: Sequences) -> Tensor:
     Z, longest = len(q), where.longest
     index = where.ends[:-1, None] + torch.arange(longest, device=q.device)  #         (J, longest)
     there = index < where.ends[1:, None]  #                                           True: a token of the sequence
-    # TRAP: without any key, softmax is 0/0, and the gradient of what nobody asks for is still not a number.
+    # TRAP: not every kernel gives 0 where there is no key at all (empty filler); what is not a number spoils gradients.
     there[:, 0] = True
     index = index.clamp(max=Z - 1).flatten()
     q, k, v = (t.index_select(0, index).unflatten(0, (-1, longest)).transpose(1, 2) for t in (q, k, v))
