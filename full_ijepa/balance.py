@@ -132,7 +132,7 @@ def missing_gpu(recipe: Recipe, pictures: int, device: torch.device) -> str:
     from full_ijepa import cost  # it asks the training loop, which asks here
 
     rate = cost.matmul_rate(cost.precision_of(recipe, device), 512, "cpu")
-    count = steps_of(recipe, pictures) * recipe.batch * cost.flops_per_image(recipe)
+    count = steps_of(recipe, pictures) * recipe.batch * cost.flops_per_image(recipe).hardware
     return (
         f"no GPU: this recipe is made for one ({', '.join(reasons)}) and will take about "
         f"{cost.span(count / (cost.SHARE * rate))} on this CPU; the recipe smoke is a CPU's"

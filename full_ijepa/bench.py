@@ -32,7 +32,7 @@ from torch import Tensor
 
 from full_ijepa import cost, masking
 from full_ijepa.distributed import world
-from full_ijepa.order import Micro, plan
+from full_ijepa.order import Micro
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.shards import Shards, places
@@ -68,7 +68,7 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
         images = torch.randint(0, 256, (2 * WATCHED, 3, *recipe.sides), dtype=torch.uint8)
         trainer = Trainer(recipe, here, Resident(images, here.device))
         first = max(rounds // 3, 3)
-        batches = trainer.data.batches(plan(len(images), recipe, 0, first + rounds), recipe)
+        batches = trainer.batches(0, first + rounds)
         seconds = []
         for number in range(first + rounds):
             if number == first and kind == "cuda":
@@ -87,7 +87,8 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
         batch=recipe.batch,
         micro_batch=recipe.micro_batch,
         images_per_second=speed,
-        share_of_matmul_rate=speed * flops / rate,
+        share_of_matmul_rate=speed * flops.model / rate,
+        share_with_recomputation=speed * flops.hardware / rate,
         matmul_tflops=rate / 1e12,
         peak_mib=peak,
     )

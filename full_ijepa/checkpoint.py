@@ -34,7 +34,7 @@ from full_ijepa.recipes.base import SCHEMA, Recipe
 # Fields that may differ between the run that wrote a checkpoint and the one that continues it: they change where and
 # how fast it is computed, or what is written, not what is learned.
 FREE = {"workers", "shard_room", "checkpointing", "compile", "parallel", "log_every", "checkpoint_epochs", "keep"}
-FREE |= {"probe_epochs", "log_to", "allow_high_rate"}
+FREE |= {"watch_every", "probe_epochs", "log_to", "allow_high_rate"}
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 

@@ -1,16 +1,20 @@
 """What a run will cost, before it is started: parameters, FLOPs, memory and time."""
 
-# Shape legend:  B images of a micro-batch  N tokens  D width
+# Shape legend:  B images of a micro-batch  N tokens  K context patches  M target blocks
+#                T patches of a block  D width  E predictor width
 
 from __future__ import annotations
 
 import math
+from dataclasses import astuple, dataclass
+from itertools import islice
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from full_ijepa import methods
 from full_ijepa.data import SMALL, opened, settled
+from full_ijepa.masking import Drawn, Packed
+from full_ijepa.order import plan
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of, steps_of
 from toy_ijepa.bench import matmul_rate
@@ -19,13 +23,70 @@ COUNTS = {"stl10": 100_000, "cifar10": 50_000, "cifar100": 50_000, "shapes": 20_
 SHARE = 0.4  # a guess: of the rate of one large product that a training step reaches; `full_ijepa.bench` measures it
 
 
-def flops_per_image(recipe: Recipe, batch: int = 4) -> float:
-    """FLOPs of the matrix products of a training step, an image: what torch counts, recomputed blocks included."""
-    step = methods.Step(methods.build(recipe.replace(compile=False, groups=1)))
-    images = torch.zeros(batch, recipe.pixels.channels, *recipe.sides)
-    with FlopCounterMode(display=False) as counter:
-        step(images, 0).backward()
-    return counter.get_total_flops() / batch
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the matrix products of a training step, an image.
+
+    model       what the method asks for, forward and backward: the measure of how well a device is used (MFU)
+    recomputed  what activation checkpointing computes a second time
+    """
+
+    model: float
+    recomputed: float
+
+    @property
+    def hardware(self) -> float:
+        """All that is computed: the measure of how long it takes."""
+        return self.model + self.recomputed
+
+
+def flops_per_image(recipe: Recipe, draws: int = 32) -> Flops:
+    """FLOPs of the loop's own step, the mean over the masks of its first `draws` micro-batches."""
+    with torch.device("meta"):
+        method = methods.build(recipe.replace(compile=False))
+    B, micros = min(recipe.micro_batch, recipe.batch), plan(recipe.batch, recipe, 0, draws)
+    found = [flops_of(method, method.draw(B, micro.seed, micro.sizes)) for micro in islice(micros, draws)]
+    return Flops(*(sum(numbers) / (draws * B) for numbers in zip(*map(astuple, found), strict=True)))
+
+
+def flops_of(method: methods.IJEPA | methods.MAE, drawn: Drawn) -> Flops:
+    """FLOPs of a micro-batch under its finished masks; filler, which is no work, is left out.
+
+    Backward is twice forward, less the gradient of the pictures, which nobody wants. The target encoder goes forward
+    once. tests/full/test_cost.py counts the same with torch's counter.
+    """
+    encoder, helper = method.encoder, method.predictor if isinstance(method, methods.IJEPA) else method.decoder
+    D, E, depth = encoder.width, helper.config["width"], len(encoder.blocks)
+    pixels, out = encoder.patch_embed.proj.in_features, helper.proj.out_features
+    whole, seen, asked, answers = lengths_of(drawn, math.prod(encoder.grid), helper.mode == "joint")
+    embed = 2 * pixels * D * sum(whole)
+    blocks = depth * block_flops(D, seen) + len(helper.blocks) * block_flops(E, asked)
+    model = 2 * embed + 3 * (blocks + 2 * E * (D * sum(seen) + out * answers))
+    if isinstance(method, methods.IJEPA):
+        model += embed + depth * block_flops(D, whole)
+    # The last product of a block is not computed again: its result is not needed to go backward.
+    last = 8 * (depth * D**2 * sum(seen) + len(helper.blocks) * E**2 * sum(asked))
+    return Flops(model, blocks - last if encoder.blocks.checkpointing else 0)
+
+
+def block_flops(width: int, lengths: list[int]) -> int:
+    """Forward FLOPs of a block: twelve width x width products a token (an MLP four times as wide), and attention."""
+    return 24 * width**2 * sum(lengths) + 4 * width * sum(length**2 for length in lengths)
+
+
+def lengths_of(drawn: Drawn, patches: int, joint: bool) -> tuple[list[int], list[int], list[int], int]:
+    """Lengths of the sequences of target encoder, context encoder and predictor, and the number of target tokens."""
+    if isinstance(drawn, Packed):
+        B, M, T = drawn.targets.shape
+        asked = drawn.asked.lengths[: B * (1 if joint else M)]
+        return [patches] * B, drawn.seen.lengths[:B].tolist(), asked.tolist(), B * M * T
+    seen, asked, answers = [], [], 0
+    for group in drawn:
+        (b, K), (_, M, T) = group.context.shape, group.targets.shape
+        seen += [K] * b
+        asked += [K + M * T] * b if joint else [K + T] * (b * M)
+        answers += b * M * T
+    return [patches] * len(seen), seen, asked, answers
 
 
 def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = torch.bfloat16) -> float:
@@ -66,14 +127,16 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     steps, flops = steps_of(recipe, pictures), flops_per_image(recipe)
     dtype = precision_of(recipe, here)
     rate = matmul_rate(dtype, 2048 if kind == "cpu" else 8192, kind)
-    seconds = steps * recipe.batch * flops / (SHARE * rate)
+    seconds = steps * recipe.batch * flops.hardware / (SHARE * rate)
     held = memory(recipe, parameters, trained, dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    again = f", and {flops.recomputed / 1e9:.2f} G computed again (checkpointing)" if flops.recomputed else ""
     lines = {
         "run": f"{recipe.method}, ViT-{recipe.encoder.upper()}/{recipe.patch}, {shown(recipe)}, {recipe.data}",
         "parameters": f"{encoder / 1e6:.1f} M encoder, {trained / 1e6:.1f} M trained",
         "steps": f"{steps:,} of {recipe.batch} images ({recipe.epochs:g} epochs of {pictures:,} pictures)",
-        "FLOPs": f"{flops / 1e9:.2f} G an image (forward and backward), {steps * recipe.batch * flops:.2e} in all",
+        "FLOPs": f"{flops.model / 1e9:.2f} G an image (forward and backward){again}, "
+        f"{steps * recipe.batch * flops.hardware:.2e} in all",
         "memory": f"about {size(held)} a process at {min(recipe.micro_batch, recipe.batch)} images",
         "device": f"{name}: {rate / 1e12:.2f} TFLOP/s in a large {str(dtype).removeprefix('torch.')} product",
         "time": f"about {span(seconds)} if a step reaches {SHARE:.0%} of that rate",

@@ -61,7 +61,7 @@ class Chart:
 
 def collapse(c: Chart) -> Iterator[Finding]:
     """All pictures have the same features."""
-    std = c.features.std if c.features else c.rows[-1]["std"]
+    std = c.features.std if c.features else c.column("std")[-1]
     if std < LOW_STD:
         yield Finding(
             "collapse",
@@ -118,7 +118,7 @@ def constant(c: Chart) -> Iterator[Finding]:
 def mean_predictor(c: Chart) -> Iterator[Finding]:
     """The loss is that of answering with each place's mean, whatever the picture shows."""
     rows = [row for row in c.rows if "mean_loss" in row and row["epoch"] > 2 * c.recipe.warmup_epochs]
-    late = rows[-max(len(c.rows) // 4, 1) :]
+    late = rows[-max(len(c.column("mean_loss")) // 4, 1) :]
     if len(late) < 5 or any(c.recipe.regulariser):  # whose terms are in the loss
         return
     loss, mean = (median(row[name] for row in late) for name in ("loss", "mean_loss"))
@@ -143,7 +143,7 @@ def starved(c: Chart) -> Iterator[Finding]:
 
 def position(c: Chart) -> Iterator[Finding]:
     """Tokens say where they are and little about the picture."""
-    share = c.features.position if c.features else c.rows[-1]["position"]
+    share = c.features.position if c.features else c.column("position")[-1]
     if share > PLAIN:
         yield Finding(
             "position-dominated features",
@@ -340,7 +340,7 @@ def chart_of(out: Path, which: str = "last") -> Chart:
 def report(chart: Chart) -> str:
     """Findings as text; what was looked at where nothing is wrong."""
     found, last = examine(chart), chart.rows[-1]
-    state = chart.features or Health(last["std"], last["rank"], last["position"])
+    state = chart.features or Health(*(chart.column(name)[-1] for name in ("std", "rank", "position")))
     seen = f"std {state.std:.2f}, effective rank {state.rank:.1f}, share of position {state.position:.0%}"
     if chart.scores:
         seen += f", kNN {chart.scores[0]:.1f} % (random encoder {chart.scores[1]:.1f} %)"

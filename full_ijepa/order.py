@@ -28,10 +28,14 @@ ROUNDS = (
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro-batch: numbers of its pictures in the set, and the seed of all that is random about it."""
+    """One micro-batch: numbers of its pictures in the set, and the seed of all that is random about it.
+
+    sizes  the seed of the sizes of mask blocks, which all micro-batches of an optimiser step share
+    """
 
     index: tuple[int, ...]
     seed: int
+    sizes: int = 0
 
 
 def mix(*parts: int | str) -> int:
@@ -157,8 +161,9 @@ def plan(
     size = recipe.batch // parts
     for step in range(start, steps):
         found = order(pictures, recipe.seed, step * recipe.batch, recipe.batch)
+        sizes = mix(recipe.seed, "sizes", step)
         for part in range(rank, parts, world):
-            yield Micro(tuple(found[part * size : (part + 1) * size]), mix(recipe.seed, "micro", step, part))
+            yield Micro(tuple(found[part * size : (part + 1) * size]), mix(recipe.seed, "micro", step, part), sizes)
 
 
 def accumulation(recipe: Recipe, world: int = 1) -> int:

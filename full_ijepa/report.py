@@ -38,6 +38,15 @@ MAPPED = 500  # test pictures of the t-SNE map
 SHELF = 300  # training pictures whose patches imagination chooses from
 
 
+def held(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Rows of a history in which features stay as last seen, since not every row looks at them."""
+    found, known = [], {}
+    for row in rows:
+        known |= {name: row[name] for name in ("std", "rank") if name in row}
+        found.append(known | row)
+    return found
+
+
 def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
     """Loss, schedules, std and rank of all runs against the share of the run that is done."""
     label = {name: page.drawn(name, 40) for name in histories}
@@ -45,7 +54,10 @@ def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
         label = {name: f"{number}: {label[name]}" for number, name in enumerate(label, 1)}
     done = {
         label[name]: History(  # MAE has no momentum: a line at 0 would only squeeze the others
-            [row | dict(progress=row["step"] / rows[-1]["step"], momentum=row["momentum"] or math.nan) for row in rows]
+            [
+                row | dict(progress=row["step"] / rows[-1]["step"], momentum=row["momentum"] or math.nan)
+                for row in held(rows)
+            ]
         )
         for name, rows in histories.items()
     }

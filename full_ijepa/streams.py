@@ -99,7 +99,9 @@ class Resident:
     def batches(self, plan: Iterable[Micro], recipe: Recipe) -> Iterator[tuple[Tensor, Micro]]:
         """Normalised images (B, C, H, W) of each micro-batch."""
         for micro in plan:
-            index = torch.tensor(micro.index, device=self.images.device)
+            index = torch.tensor(micro.index)
+            if self.images.device.type == "cuda":  # from pinned memory, so that nobody waits for the copy
+                index = index.pin_memory().to(self.images.device, non_blocking=True)
             yield augment(self.images[index], recipe, mix(micro.seed, "crop")), micro
 
 

@@ -24,7 +24,9 @@ from full_ijepa.data import Resident, Stream, accumulation, opened, plan, probe_
 from full_ijepa.distributed import World, local_only, only_run, share, world
 from full_ijepa.journal import Journal, check_boards
 from full_ijepa.labels import task_of
+from full_ijepa.masking import Drawn, beside
 from full_ijepa.metrics import knn_score
+from full_ijepa.order import Micro
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa.diagnostics import LOW_STD, Health, health
 from toy_ijepa.probing import features
@@ -33,7 +35,11 @@ from toy_ijepa.training import NonFiniteLossError, make_optimisers, uses_bf16
 
 # What the command line leaves with; the README lists them.
 DONE, WRONG_INPUT, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75  # 75: EX_TEMPFAIL, "try again"
-WATCHED = 256  # pictures whose features are watched for collapse
+LOOKED = 256  # pictures that are searched for flat ones and copies before the first step
+WATCHED = 64  # of them, those whose features are watched for collapse
+SELDOM = 200  # optimiser steps between two looks at features in a long run; a shorter one has 50 looks
+ABLE = 8, 0  # compute capability from which attention has a kernel for packed sequences (FlashAttention 2)
+PACKED = 256  # packed lengths on a GPU are whole multiples of it
 CROPS = 64  # crops on which predicting each place's mean is tried
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -69,6 +75,26 @@ def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
     if recipe.precision == "auto":
         return torch.bfloat16 if uses_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+
+
+def set_up(recipe: Recipe, device: torch.device) -> None:
+    """Choose the kernels of this process: fp32 products as TF32, and attention without cuDNN where lengths vary.
+
+    TRAP: PyTorch's attention asks cuDNN first on recent cards, which makes a plan for each length that it has not met:
+    contexts in groups, or cut, have a new one nearly every micro-batch. Packed ones leave it the whole pictures only.
+    Raises ValueError if the card is too old for the recipe.
+    """
+    if device.type != "cuda":
+        return
+    packed, dtype = recipe.contexts == "packed" and recipe.method == "ijepa", precision_of(recipe, device)
+    has = torch.cuda.get_device_capability(device)
+    if packed and dtype != torch.float32 and has < ABLE:
+        raise ValueError(
+            f"packed contexts in {recipe.precision} need a GPU of compute capability {ABLE[0]}.{ABLE[1]}, this one has "
+            f"{has[0]}.{has[1]}: give --contexts groups, or --precision fp32"
+        )
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(packed or recipe.method == "mae")
 
 
 class Interrupt:
@@ -107,6 +133,7 @@ class Trainer:
             recipe = settled(recipe, self.pictures) if data is None else recipe
             self.data = training_set(recipe, here.device, self.pictures) if data is None else data
         self.recipe, self.world = recipe, here
+        set_up(recipe, here.device)
         self.parts = accumulation(recipe, here.size)
         self.steps = steps_of(recipe, len(self.data))
         self.method = methods.build(recipe).to(here.device)
@@ -115,7 +142,11 @@ class Trainer:
         self.dtype = precision_of(recipe, here.device)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
         whole = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
-        self.watched, self.crops = some_pictures(self.data, whole, WATCHED), some_pictures(self.data, recipe, CROPS)
+        looked = some_pictures(self.data, whole, LOOKED)
+        # Shares of flat pictures and of copies; a small set is looked at once, not in rounds.
+        self.likeness = balance.likeness(looked[: len(self.data)])
+        self.watched, self.crops = looked[:WATCHED].clone(), some_pictures(self.data, recipe, CROPS)
+        self.watch_every = recipe.watch_every or min(max(self.steps // 50, 1), SELDOM)
         self.step, self.seconds, self.waited = 0, 0.0, 0.0
 
     def resume(self, folder: Path) -> list[str]:
@@ -162,18 +193,34 @@ class Trainer:
             return str(error)
         return ""
 
-    def take_step(self, batches: Iterator[tuple[Tensor, Any]]) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def batches(self, start: int, steps: int) -> Iterator[tuple[Tensor, Drawn]]:
+        """Images and finished masks of this process's micro-batches from optimiser step `start` to `steps`."""
+
+        def micros() -> Iterator[Micro]:
+            return plan(self.data.layout, self.recipe, start, steps, self.world.rank, self.world.size)
+
+        def draw(micro: Micro) -> Drawn:
+            return self.method.draw(len(micro.index), micro.seed, micro.sizes, multiple)
+
+        multiple = PACKED if self.world.device.type == "cuda" else 1  # few shapes for kernels; a CPU does not mind
+        return beside(self.data.batches(micros(), self.recipe), micros(), draw, self.world.device)
+
+    def autocast(self) -> torch.autocast:
+        """Products in the precision of the run."""
+        return torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def take_step(self, batches: Iterator[tuple[Tensor, Drawn]]) -> tuple[Tensor, Tensor, dict[str, float]]:
         """One optimiser step: loss and gradient norm (on the device), and what the schedules were."""
         progress = self.step / self.steps
         lr, decay = set_schedules(self.optimisers, self.recipe, progress)
         total = torch.zeros((), device=self.world.device)
         for part in range(self.parts):
             asked = time.perf_counter()
-            images, micro = next(batches)
+            images, drawn = next(batches)
             self.waited += time.perf_counter() - asked
             with local_only(self.model, part == self.parts - 1):
-                with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    loss = self.model(images, micro.seed) / self.parts
+                with self.autocast():
+                    loss = self.model(images, drawn) / self.parts
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         for optimiser in self.optimisers:
@@ -194,7 +241,8 @@ class Trainer:
         """Health of features on fixed pictures, and the loss of answering with each place's mean on fixed crops."""
         was = self.method.training
         self.method.eval()
-        found = health(self.method.probed(self.watched)), self.method.mean_loss(self.crops)
+        with self.autocast():
+            found = health(self.method.probed(self.watched)), self.method.mean_loss(self.crops)
         self.method.train(was)
         return found
 
@@ -250,8 +298,7 @@ class Loop:
         for path in kept:
             checkpoint.compare(trainer.recipe, checkpoint.about_of(path), self.folder)
         self.best = next((best for best in kept.values() if best.by == self.judge), None)
-        # Shares of flat pictures and of copies; a small set is looked at once, not in rounds.
-        self.likeness = balance.likeness(trainer.watched[: len(trainer.data)])
+        self.rank = math.nan  # as last seen
         self.bar = tqdm(
             total=trainer.steps,
             initial=trainer.step,
@@ -268,7 +315,7 @@ class Loop:
     def forewarn(self) -> None:
         """What does not go together, before the first step."""
         t = self.trainer
-        found = [balance.alike(*self.likeness), *balance.odd(t.recipe, len(t.data))]
+        found = [balance.alike(*t.likeness), *balance.odd(t.recipe, len(t.data))]
         for told in filter(None, [*found, balance.missing_gpu(t.recipe, len(t.data), t.world.device)]):
             self.say(f"warning: {told}")
 
@@ -282,8 +329,7 @@ class Loop:
 
     def run(self, interrupt: Interrupt) -> Run:
         t, recipe = self.trainer, self.trainer.recipe
-        micros = plan(t.data.layout, recipe, t.step, t.steps, t.world.rank, t.world.size)
-        batches = t.data.batches(micros, recipe)
+        batches = t.batches(t.step, t.steps)
         losses: list[Tensor] = []
         begun = mark = time.perf_counter()
         before, counted, waited = t.seconds, t.step, t.waited
@@ -302,8 +348,10 @@ class Loop:
                 if last or t.step % recipe.log_every == 0 or (alone and not loss.isfinite()):
                     passed = time.perf_counter() - mark
                     pace = dict(images_per_second=(t.step - counted) * recipe.batch / passed)
-                    self.log(losses, norm, schedule, pace | dict(waiting=(t.waited - waited) / passed))
+                    pace |= dict(waiting=(t.waited - waited) / passed)
+                    # What is looked at now is a part of the run: the next row's pace has it.
                     mark, counted, waited = time.perf_counter(), t.step, t.waited
+                    self.log(losses, norm, schedule, pace)
                 stop = t.world.any(interrupt.wanted)
                 if stop or last or t.step % self.every(recipe.checkpoint_epochs) == 0:
                     paused = time.perf_counter()
@@ -333,28 +381,36 @@ class Loop:
         losses.clear()
         if not math.isfinite(loss):
             self.blown_up(f"the loss is {loss}")
-        found, mean_loss = t.watch()
-        row = dict(step=t.step, epoch=t.step * t.recipe.batch / len(t.data), loss=loss, mean_loss=mean_loss, **schedule)
-        row |= dict(gradient_norm=float(norm), seconds=t.seconds, **pace, **asdict(found))
+        row = dict(step=t.step, epoch=t.step * t.recipe.batch / len(t.data), loss=loss, **schedule)
+        row |= dict(gradient_norm=float(norm), seconds=t.seconds, **pace)
         due = self.every(t.recipe.probe_epochs or t.recipe.checkpoint_epochs)
         judged = t.step == t.steps or t.step % due < t.recipe.log_every
+        first = t.step <= t.recipe.log_every
+        if judged or first or t.step % t.watch_every < t.recipe.log_every:
+            row |= self.watch()
         if judged:
             row |= self.probe()
             row |= self.compare(row)
-        if t.step <= t.recipe.log_every:
-            row |= dict(zip(("flat", "copies"), self.likeness, strict=True))
+        if first:
+            row |= dict(zip(("flat", "copies"), t.likeness, strict=True))
         if t.data.skipped is not None:
             row["skipped"] = len(t.data.skipped.names)
         if self.journal:
             self.journal.add({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})
-        for kind, message in found.warnings().items():
-            self.warn(kind, message)
         if judged and self.journal:
             from full_ijepa import doctor  # it opens runs, so it asks this module
 
             for finding in doctor.on_the_way(t.recipe, self.journal.rows):
                 self.warn(finding.name, f"{finding.name}: {finding.seen}; {finding.advice}")
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {pace['images_per_second']:.0f} images/s, rank {found.rank:.1f}")
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {pace['images_per_second']:.0f} images/s, rank {self.rank:.1f}")
+
+    def watch(self) -> dict[str, float]:
+        """What features are like and what each place's mean would lose, for a row; warns of collapse."""
+        found, mean_loss = self.trainer.watch()
+        self.rank = found.rank
+        for kind, message in found.warnings().items():
+            self.warn(kind, message)
+        return dict(mean_loss=mean_loss, **asdict(found))
 
     def warn(self, kind: str, message: str) -> None:
         """Say it once in a run."""
@@ -372,7 +428,8 @@ class Loop:
             return {}
         bank, bank_labels, queries, labels = self.probing
         encoder = self.trainer.method.probed
-        x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
+        with self.trainer.autocast():
+            x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
         found = knn_score(x[0], bank_labels, x[1], labels)
         right = found / 100 if task_of(labels) == "classes" else 0.5
         share = (right * len(labels) + 1) / (len(labels) + 2)  # never 0 or 1, where the formula knows no doubt

@@ -1,14 +1,16 @@
-"""The toy's Vision Transformer, furnished for scale: sizes by name, stochastic depth, checkpointing, other resolutions.
+"""The toy's Vision Transformer, furnished for scale: packed tokens, stochastic depth, checkpointing, other resolutions.
 
 Everything that scale does not change (patch embedding, attention, blocks, initialisation, names of parameters) is the
 toy's; toy weights load here and give the same outputs (tests/full/test_vit.py).
 """
 
 # Shape legend:  B images  C channels  H,W pixels  h,w grid (patches)  N = h*w tokens  K kept tokens  D width
+#                J sequences of packed tokens  Z all of their tokens  M target blocks  T patches of a block
+#                E predictor width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -16,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from full_ijepa.packing import Sequences, attend
 from full_ijepa.pixels import Pixels
 from toy_ijepa import encoder as toy
+from toy_ijepa import predictor as toy_predictor
 from toy_ijepa.patches import grid_size
 
 # name -> width, depth, heads. Source: Dosovitskiy et al. 2021, table 1; Ti and S: Touvron et al. 2021, table 1.
@@ -29,10 +33,26 @@ SIZES = {
     "l": (1024, 24, 16),
     "h": (1280, 32, 16),
 }
+RECOMPILES = 32  # ways to call a block that are compiled: with and without gradient, packed or not, by precision
+
+
+class Block(toy.Block):
+    """A block of the toy, made of its parts, that packed tokens go through as well."""
+
+    def __init__(self, block: toy.Block) -> None:
+        nn.Module.__init__(self)
+        self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
+
+    def forward(self, x: Tensor, where: Sequences | None = None) -> Tensor:
+        """Tokens (B, N, D), or packed ones (Z, D) and where their sequences lie."""
+        if where is None:
+            return super().forward(x)
+        x = x + attend(self.attn, self.norm1(x), where)
+        return x + self.mlp(self.norm2(x))
 
 
 class Stack(nn.ModuleList):
-    """Blocks that are skipped at random and that forget their activations, if asked to.
+    """Blocks that can be skipped for some images and that forget their activations, if asked to.
 
     Iterating gives callables (B, N, D) -> (B, N, D), one a block; indexing gives the blocks themselves. State dict and
     parameter names are those of a plain ModuleList.
@@ -43,23 +63,47 @@ class Stack(nn.ModuleList):
     arXiv:1604.06174.
     """
 
-    def __init__(self, blocks: nn.ModuleList, drop_path: float = 0.0, checkpointing: bool = False) -> None:
-        super().__init__(blocks[i] for i in range(len(blocks)))
-        self.rates = torch.linspace(0.0, drop_path, len(self)).tolist()
+    def __init__(self, blocks: Iterable[nn.Module], drop_path: float = 0.0, checkpointing: bool = False) -> None:
+        super().__init__(Block(block) if isinstance(block, toy.Block) else block for block in blocks)
+        self.rates = [drop_path * index / max(len(self) - 1, 1) for index in range(len(self))]
         self.checkpointing = checkpointing
 
-    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        for index, rate in enumerate(self.rates):
-            yield partial(self.run, self[index], rate if self.training else 0.0)
+    __repr__ = nn.Module.__repr__  # a ModuleList's iterates
 
-    def run(self, block: nn.Module, rate: float, x: Tensor) -> Tensor:
-        """One block on x (B, N, D), skipped for a share `rate` of the images."""
-        forget = self.checkpointing and torch.is_grad_enabled()
-        y = checkpoint(block, x, use_reentrant=False) if forget else block(x)
-        if not rate:
-            return y
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= rate
-        return x + (y - x) * (kept / (1.0 - rate))
+    def __iter__(self) -> Iterator[Callable[..., Tensor]]:
+        for index in range(len(self)):
+            yield partial(self.run, self[index])
+
+    def run(self, block: nn.Module, x: Tensor, *where: Sequences) -> Tensor:
+        """One block on x."""
+        if self.checkpointing and torch.is_grad_enabled():
+            # Nothing in a block is random, so that no random state has to be kept for the second time.
+            return checkpoint(block, x, *where, use_reentrant=False, preserve_rng_state=False)
+        return block(x, *where)
+
+    def forward(self, x: Tensor, where: Sequences | None = None, kept: Tensor | None = None) -> Tensor:
+        """All blocks on tokens (B, N, D), or on packed ones (Z, D) and where their sequences lie.
+
+        kept  (depth, B) or (depth, J), from `draw_kept`: what each block counts for an image
+        """
+        for index, block in enumerate(self):
+            y = block(x) if where is None else block(x, where)
+            if kept is not None and self.rates[index]:
+                share = kept[index][:, None, None] if where is None else kept[index][where.number, None]
+                y = x + (y - x) * share
+            x = y
+        return x
+
+
+def draw_kept(rates: Sequence[float], batch: int, generator: torch.Generator) -> Tensor | None:
+    """What each block counts for an image, (depth, B): 0 where it is skipped, else 1/(1 - rate), so that the mean is 1.
+
+    rates  probability of each block to be skipped; None if no block ever is
+    """
+    if not any(rates):
+        return None
+    rate = torch.tensor(rates)[:, None]
+    return (torch.rand(len(rates), batch, generator=generator) >= rate) / (1.0 - rate)
 
 
 class Encoder(toy.Encoder):
@@ -99,10 +143,55 @@ class Encoder(toy.Encoder):
         self.blocks = Stack(self.blocks, drop_path, checkpointing)
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens before the first block, as the toy's; on another grid with interpolated positions."""
+        """Tokens before the first block, as the toy's; on another grid with interpolated positions.
+
+        keep  (B, K) patches of each image; or (Z,) numbers among all B * N tokens, which gives packed ones (Z, D)
+        """
         grid = grid_size(tuple(images.shape[2:]), self.patch)
         x = self.patch_embed(images) + interpolate_positions(self.pos_embed, self.grid, grid)  # (B, N, D)
+        if keep is not None and keep.ndim == 1:
+            return x.flatten(0, 1).index_select(0, keep)  #                                      (Z, D)
         return x if keep is None else toy.gather_tokens(x, keep)  #                              (B, K, D)
+
+    def forward(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        where: Sequences | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Encode whole images or the patches `keep`, see `embed`: (B, N, D), (B, K, D) or (Z, D).
+
+        where  the sequences of packed tokens
+        kept   (depth, B) or (depth, J) as in `Stack.forward`; None: no block is skipped
+        """
+        return self.norm(self.blocks(self.embed(images, keep), where, kept))
+
+
+class Predictor(toy_predictor.Predictor):
+    """The toy's predictor with activation checkpointing, for packed tokens as well."""
+
+    def __init__(self, *sizes, mode: str = "block", checkpointing: bool = False) -> None:
+        super().__init__(*sizes, mode=mode)
+        self.blocks = Stack(self.blocks, checkpointing=checkpointing)
+
+    def forward(
+        self,
+        context: Tensor,
+        context_idx: Tensor,
+        target_idx: Tensor,
+        order: Tensor | None = None,
+        where: Sequences | None = None,
+        answers: Tensor | None = None,
+    ) -> Tensor:
+        """As the toy's; or context (Z, D), context_idx (Z,) and the last three as in `masking.Packed`: (B, M, T, D)."""
+        if where is None:
+            return super().forward(context, context_idx, target_idx)
+        seen = self.embed(context) + self.pos_embed[context_idx]  #         (Z, E)
+        asked = self.mask_token[0] + self.pos_embed[target_idx.flatten()]  # (B*M*T, E)
+        x = torch.cat([seen, asked]).index_select(0, order)  #              (Z', E)
+        x = self.blocks(x, where).index_select(0, answers)  #               (B*M*T, E) only the answers
+        return self.proj(self.norm(x)).reshape(*target_idx.shape, -1)  #    (B, M, T, D)
 
 
 def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -134,11 +223,13 @@ def build_encoder(
     return Encoder(image_size, patch, *SIZES[size], **options)
 
 
-def compile_blocks(module: nn.Module) -> None:
+def compile_blocks(module: nn.Module, backend: str | Callable = "inductor") -> None:
     """Let torch compile every block below `module`, in place, for any number of tokens.
 
     Block by block, since all blocks of an encoder share one compiled code.
     """
+    # TRAP: beyond the limit, 8 unless it is raised, torch runs a block uncompiled and says so in a log only.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
     for part in module.modules():
         if isinstance(part, toy.Block):
-            part.compile(dynamic=True)
+            part.compile(dynamic=True, backend=backend)

@@ -89,7 +89,10 @@ class Recipe:
     context_scale: tuple[float, float] | None = None
     # a picture left with fewer context patches is drawn again; multiblock's is a sixteenth of the patches
     min_context: int | None = None
-    # contexts of different sizes are cut to the smallest of their group; more groups keep more patches
+    # contexts of different sizes: "packed" one after the other, nothing lost, made for GPUs in half precision; cut to
+    # the smallest of a few "groups", plain tensors that are fast everywhere; or all "cut" to the smallest
+    contexts: Literal["groups", "packed", "cut"] = "groups"
+    # of contexts that are grouped; more groups keep more patches
     groups: int = 4
     # I-JEPA: "smooth_l1" (released code, "auto") or "l2" (paper); MAE: "l2" (paper, "auto") or "l1"
     loss: Literal["auto", "smooth_l1", "l2", "l1"] = "auto"
@@ -140,6 +143,9 @@ class Recipe:
 
     # optimiser steps between two rows of history
     log_every: int = 20
+    # optimiser steps between two rows that also say what features are like (std, rank, loss of each place's mean); 0: a
+    # fiftieth of the run, at most 200
+    watch_every: int = 0
     # passes over the data between two checkpoints
     checkpoint_epochs: float = 1.0
     # checkpoints kept beside the last, oldest deleted first

@@ -15,6 +15,7 @@ RECIPE = Recipe(
     patch=16,
     batch=256,  # 64 x 4, accumulated on one card
     micro_batch=64,
+    contexts="packed",  # all of the context, in a third of the kernels of four groups
     lr=1e-3,
     final_lr=1e-6,
     epochs=50,

@@ -1,4 +1,4 @@
-"""What a run costs: the benchmark takes the loop's own step, and FLOPs are those that are computed."""
+"""What a run costs: the benchmark takes the loop's own step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from full_ijepa import bench, cost
-from full_ijepa.recipes import RECIPES
+from full_ijepa import bench
 
 
 def test_the_step_of_a_recipe_is_timed(tmp_path, monkeypatch, capsys):
@@ -28,15 +27,6 @@ def test_the_step_of_a_recipe_is_timed(tmp_path, monkeypatch, capsys):
     found = json.loads(out.read_text())
     assert (found["batch"], found["micro_batch"]) == (64, 32)
     assert "--micro-batch" not in found["command"]
-
-
-@pytest.mark.parametrize("method", ["ijepa", "mae"])
-def test_recomputed_blocks_are_counted_and_what_has_no_backward_is_not(method):
-    """Less than the rule of thumb, a third more: embeddings, and I-JEPA's target encoder, are not computed again."""
-    plain, thrifty = (
-        cost.flops_per_image(RECIPES["smoke"].replace(method=method, checkpointing=again)) for again in (False, True)
-    )
-    assert 1.05 * plain < thrifty < 4 / 3 * plain
 
 
 @pytest.mark.parametrize("side", [16, 96])

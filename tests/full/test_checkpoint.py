@@ -22,7 +22,7 @@ def made(recipe):
 
 
 def step(model, optimisers):
-    model(torch.ones(4, 3, 16, 16), 1).backward()
+    model(torch.ones(4, 3, 16, 16), model.method.draw(4, seed=1, sizes=1)).backward()
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from full_ijepa import masking
+from full_ijepa.data import plan
 from full_ijepa.methods import build
 from full_ijepa.recipes.base import FIXED, MASK_OPTIONS, Recipe
 from tests.toy.test_masking import check_coverage, check_every_grid, check_no_leak, check_shapes
@@ -114,27 +115,6 @@ def test_small_context_says_where_no_room_is():
 # What a recipe says about masks
 
 
-@pytest.mark.parametrize("name", ["multiblock", "complement", "single_block", "random", "released"])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_a_recipe_that_says_nothing_draws_what_it_always_drew(name, groups):
-    """The fields' None is not a second set of defaults: the strategy is called without them, as before they existed."""
-    method = build(Recipe(masks=name, groups=groups, encoder="toy", image_size=80, patch=8, data="shapes"))
-    seen = []
-    predict = method.predict
-    method.predict = lambda images, masks: seen.append(masks) or predict(images, masks)
-    method.step_loss(torch.zeros(6, 3, 80, 80), torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
-    if groups == 1 or name not in masking.UNEVEN:
-        expected = [masking.STRATEGIES[name](6, (10, 10), generator=generator)]
-    else:
-        drawn = masking.STRATEGIES[name](6, (10, 10), generator=generator, pick=masking.keep_all)
-        expected = [masks for _, masks in masking.grouped(drawn, groups)]
-    assert len(seen) == len(expected)
-    for ours, theirs in zip(seen, expected, strict=True):
-        assert torch.equal(ours.context, theirs.context)
-        assert torch.equal(ours.targets, theirs.targets)
-
-
 def test_the_table_of_fixed_options_is_that_of_the_signatures():
     assert set(FIXED) == set(masking.STRATEGIES) == set(get_args(get_type_hints(Recipe)["masks"]))
     for name, strategy in masking.STRATEGIES.items():
@@ -176,3 +156,107 @@ def test_what_a_strategy_has_no_choice_of_is_refused():
             Recipe(**{name: 0})
     with pytest.raises(ValueError, match="unknown mask strategy 'multi_block': did you mean 'multiblock'"):
         build(Recipe(masks="multi_block", encoder="toy", image_size=32, patch=8))
+
+
+# Sizes belong to the step, places to the micro-batch
+
+
+def extent(block: list[int], width: int) -> tuple[int, int]:
+    """Rows and columns that a block's patches span."""
+    rows, columns = [n // width for n in block], [n % width for n in block]
+    return max(rows) - min(rows) + 1, max(columns) - min(columns) + 1
+
+
+@pytest.mark.parametrize("name", masking.STRATEGIES)
+def test_all_micro_batches_of_a_step_have_blocks_of_one_size(name):
+    """Targets and context block; and steps differ, but where a strategy has one size only."""
+    sizes, outers = [], []
+    for step in range(12):
+        options = masking.at_one_size(name, GRID, {}, torch.Generator().manual_seed(step))
+        drawn = [
+            masking.STRATEGIES[name](9, GRID, generator=torch.Generator().manual_seed(n), **options) for n in (1, 2)
+        ]
+        assert not torch.equal(drawn[0].targets, drawn[1].targets)
+        found = {extent(block, 14) for masks in drawn for block in masks.targets.flatten(0, 1).tolist()}
+        assert len(found) == 1 or name == "random"
+        sizes.append(drawn[0].targets.shape[2])
+        outers.append(options.get("context_scale"))
+    assert (len(set(sizes)) > 1) == (name != "random")
+    assert (len(set(outers)) == 12) == (name in ("multiblock", "released", "small_context"))
+
+
+@pytest.mark.parametrize("name", masking.STRATEGIES)
+def test_sizes_are_drawn_as_the_strategy_draws_them(name):
+    """How many patches a target has, over many draws: the same shares whether the strategy or the step draws."""
+    counts = [torch.zeros(127), torch.zeros(127)]
+    for seed in range(600):
+        generator = torch.Generator().manual_seed(seed)
+        options = masking.at_one_size(name, GRID, {}, torch.Generator().manual_seed(seed + 7000))
+        for count, how in zip(counts, ({}, options), strict=True):
+            count[masking.STRATEGIES[name](1, GRID, generator=generator, **how).targets.shape[2]] += 1
+    assert (counts[0] - counts[1]).abs().sum() < 0.25 * 600
+    assert ((counts[0] > 30) == (counts[1] > 30)).float().mean() > 0.95
+
+
+def test_the_released_sampler_keeps_its_one_number_for_size_and_shape():
+    for seed in range(20):
+        found = masking.at_one_size("released", GRID, {}, torch.Generator().manual_seed(seed))
+        (scale, _), (aspect, _) = found["target_scale"], found["target_aspect"]
+        assert (scale - 0.15) / 0.05 == pytest.approx((aspect - 0.75) / 0.75, abs=1e-9)
+
+
+def test_options_are_narrowed_within_what_was_asked():
+    asked = dict(target_scale=(0.3, 0.4), targets=2)
+    found = masking.at_one_size("multiblock", GRID, asked, torch.Generator().manual_seed(1))
+    assert 0.3 <= found["target_scale"][0] == found["target_scale"][1] < 0.4
+    assert 0.85 <= found["context_scale"][0] == found["context_scale"][1] < 1.0
+    assert found["targets"] == 2
+    assert asked == dict(target_scale=(0.3, 0.4), targets=2)
+
+
+def test_small_contexts_of_a_step_leave_room():
+    """Sizes that leave none are drawn again before any place is."""
+    asked = dict(context_scale=(0.2, 0.6), target_scale=(0.15, 0.3))
+    refused = 0
+    for seed in range(60):
+        options = masking.at_one_size("small_context", (8, 8), asked, torch.Generator().manual_seed(seed))
+        masking.small_context(2, (8, 8), **options, generator=torch.Generator().manual_seed(0))
+        sizes = masking.small_sizes((8, 8), (0.15, 0.3), (0.75, 1.5), (0.2, 0.6), torch.Generator().manual_seed(seed))
+        refused += not masking.has_room((8, 8), *sizes)
+    assert refused > 3
+
+
+def test_masks_are_those_of_the_plan_whoever_computes_the_step(recipe):
+    """Two processes draw together what one draws; sizes are those of the step; a thread draws all in order."""
+    recipe = recipe.replace(batch=16, micro_batch=4)
+    method = build(recipe)
+
+    def drawn(rank: int, processes: int) -> dict[int, list]:
+        found = {}
+        for micro in plan(60, recipe, 3, 5, rank, processes):
+            found[micro.seed] = method.draw(len(micro.index), micro.seed, micro.sizes)
+        return found
+
+    alone, pair = drawn(0, 1), drawn(0, 2) | drawn(1, 2)
+    assert alone.keys() == pair.keys()
+    for seed, groups in alone.items():
+        for ours, theirs in zip(groups, pair[seed], strict=True):
+            assert torch.equal(ours.context, theirs.context)
+            assert torch.equal(ours.targets, theirs.targets)
+    shapes = [groups[0].targets.shape[2] for groups in alone.values()]
+    assert len(set(shapes[:4])) == len(set(shapes[4:])) == 1
+    micros = list(plan(60, recipe, 3, 5))
+    images = [(torch.full((4, 1), n), micro) for n, micro in enumerate(micros)]
+    found = masking.beside(iter(images), iter(micros), lambda m: method.draw(4, m.seed, m.sizes), torch.device("cpu"))
+    for number, (picture, groups) in enumerate(found):
+        assert picture[0, 0] == number
+        assert torch.equal(groups[0].context, alone[micros[number].seed][0].context)
+    assert number == 7
+
+
+def test_what_goes_wrong_with_masks_is_said_where_the_step_is():
+    def none(_micro):
+        raise ValueError("no room")
+
+    with pytest.raises(ValueError, match="no room"):
+        next(masking.beside(iter([(torch.zeros(1), None)]), iter([None]), none, torch.device("cpu")))

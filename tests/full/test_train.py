@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from full_ijepa import checkpoint, methods, train
+from full_ijepa import checkpoint, cost, doctor, methods, report, train
 from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.data import Resident, accumulation
@@ -28,6 +28,7 @@ from full_ijepa.journal import read_rows
 from full_ijepa.methods import loss_of_mean
 from full_ijepa.recipes import RECIPES
 from full_ijepa.train import STOPPED, Loop, Trainer, pretrain
+from toy_ijepa.masking import Masks
 from toy_ijepa.training import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
@@ -108,10 +109,74 @@ def test_the_regulariser_sees_the_whole_micro_batch(recipe):
     for groups in (1, 4):
         for weights in ((0.0, 0.0), (1.0, 1.0)):
             torch.manual_seed(0)
-            step = methods.Step(methods.build(recipe.replace(groups=groups, regulariser=weights, drop_path=0.0)))
-            losses[groups, any(weights)] = step(images, 0).item()
+            method = methods.build(recipe.replace(groups=groups, regulariser=weights, drop_path=0.0))
+            losses[groups, any(weights)] = methods.Step(method)(images, method.draw(4, seed=0, sizes=0)).item()
     assert math.isfinite(losses[4, True])
     assert losses[4, True] - losses[4, False] == pytest.approx(losses[1, True] - losses[1, False], rel=0.2)
+
+
+@pytest.mark.parametrize("contexts", ["groups", "packed", "cut"])
+def test_the_target_encoder_sees_a_micro_batch_once(recipe, contexts):
+    method, calls = methods.build(recipe.replace(contexts=contexts)), []
+    method.target.register_forward_hook(lambda *_: calls.append(1))
+    methods.Step(method)(torch.randn(4, 3, 16, 16), method.draw(4, seed=0, sizes=0)).backward()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_loss_and_gradient_are_those_of_the_toy_group_by_group(recipe, groups):
+    """To the last bit: that the target encoder runs once, not once a group, changes nothing."""
+    method = methods.build(recipe.replace(groups=groups, drop_path=0.0))
+    images, drawn = torch.randn(6, 3, 16, 16), method.draw(6, seed=0, sizes=0)
+    loss = methods.Step(method)(images, drawn)
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad()
+    assert len(drawn) == groups
+    parts = [(method(images[g.rows], Masks(g.context, g.targets)).loss, len(g.rows) / 6) for g in drawn]
+    expected = sum(part * share for part, share in parts)
+    expected.backward()
+    assert loss.item() == expected.item()
+    for name, grad in found.items():
+        assert torch.equal(grad, method.get_parameter(name).grad), name
+
+
+def test_features_are_watched_in_the_precision_of_the_run(recipe):
+    """On few pictures, in bf16 where steps are, and at a cost far below a hundredth of the steps between."""
+    with train.world("cpu") as here:
+        trainer = Trainer(recipe.replace(precision="bf16"), here)
+    seen = []
+    trainer.method.target.blocks[0].mlp.fc1.register_forward_hook(lambda _, args, y: seen.append((y.dtype, len(y))))
+    state, mean_loss = trainer.watch()
+    assert seen == [(torch.bfloat16, train.WATCHED), (torch.bfloat16, train.CROPS)]
+    assert math.isfinite(state.rank)
+    assert mean_loss > 0
+    large = RECIPES["stl10_vitb16"]
+    look = 12 * cost.block_flops(768, [196] * (train.WATCHED + train.CROPS))
+    assert look < 0.005 * train.SELDOM * large.batch * cost.flops_per_image(large).model
+
+
+def test_not_every_row_looks_at_features(tmp_path, recipe):
+    """The first, every so many steps, and where the best is chosen; doctor and report read the others as well."""
+    recipe = recipe.replace(watch_every=6, probe_epochs=2.0)
+    rows = run(recipe, tmp_path / "run").rows
+    assert [row["step"] for row in rows if "std" in row] == [1, 6, 12, 15]
+    assert all(("std" in row) == ("mean_loss" in row) == ("rank" in row) for row in rows)
+    assert "effective rank" in doctor.report(doctor.Chart(recipe, rows[:-2]))
+    assert doctor.examine(doctor.Chart(recipe, rows[:-2]))
+    assert [row["rank"] for row in report.held(rows)[5:11]] == [rows[5]["rank"]] * 6
+    with train.world("cpu") as here:
+        assert Trainer(recipe.replace(watch_every=0), here).watch_every == 1
+        assert Trainer(recipe.replace(watch_every=0, epochs=200.0), here).watch_every == 30
+        assert Trainer(recipe.replace(watch_every=0, epochs=9000.0), here).watch_every == train.SELDOM
+
+
+def test_looking_counts_in_the_speed(tmp_path, recipe, monkeypatch):
+    watch = Trainer.watch
+    monkeypatch.setattr(Trainer, "watch", lambda self: (time.sleep(0.5), watch(self))[1])
+    rows = run(recipe.replace(watch_every=5, probe_epochs=2.0, checkpoint_epochs=9.0), tmp_path / "run").rows
+    for row in (rows[5], rows[10]):  # after a look
+        assert row["images_per_second"] < recipe.batch / 0.5
 
 
 def test_what_does_not_go_together_is_refused(recipe):
@@ -131,7 +196,7 @@ def test_every_trainable_tensor_moves_and_the_target_only_follows(name, method):
     pictures = torch.randint(0, 256, (12, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
     with train.world("cpu") as here:
         trainer = Trainer(recipe, here, Resident(pictures, here.device))
-    batches = trainer.data.batches(train.plan(12, recipe, 0, 3), recipe)
+    batches = trainer.batches(0, 3)
     trained = {name: p for name, p in trainer.method.named_parameters() if p.requires_grad}
     held = [p for optimiser in trainer.optimisers for group in optimiser.param_groups for p in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, trained.values()))
@@ -293,8 +358,8 @@ def test_one_step_is_that_of_the_large_batch(tmp_path, recipe):
     recipe = recipe.replace(epochs=0.2, warmup_epochs=0.0, drop_path=0.0, clip=0.0)
     with train.world("cpu") as here:
         trainer = Trainer(recipe, here)
-    batches = list(trainer.data.batches(train.plan(60, recipe, 0, 1), recipe))
-    expected = torch.stack([trainer.model(images, micro.seed) for images, micro in batches]).mean()
+    batches = list(trainer.batches(0, 1))
+    expected = torch.stack([trainer.model(images, drawn) for images, drawn in batches]).mean()
     wanted = torch.autograd.grad(expected, [p for p in trainer.model.parameters() if p.requires_grad])
     total, norm, _ = trainer.take_step(iter(batches))
     assert total.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -323,15 +388,26 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(tmp
     assert losses(tmp_path / "run") == [row["loss"] for row in whole.rows]
 
 
+def bad_at(monkeypatch, recipe, step: int, part: int, spoil):
+    """Spoil the loss of one micro-batch, which is known by its masks."""
+    step_loss, draw, bad = methods.IJEPA.step_loss, methods.IJEPA.draw, []
+    seed = list(train.plan(60, recipe, step, step + 1))[part].seed
+
+    def noted(self, batch, seed_, sizes, multiple=1):
+        found = draw(self, batch, seed_, sizes, multiple)
+        bad.extend([found[0].context] * (seed_ == seed))
+        return found
+
+    def spoiled(self, images, drawn):
+        loss = step_loss(self, images, drawn)
+        return spoil(self, loss) if any(drawn[0].context is known for known in bad) else loss
+
+    monkeypatch.setattr(methods.IJEPA, "draw", noted)
+    monkeypatch.setattr(methods.IJEPA, "step_loss", spoiled)
+
+
 def test_a_loss_that_blows_up_stops_the_run_and_saves_nothing_bad(tmp_path, recipe, monkeypatch):
-    step_loss = train.methods.IJEPA.step_loss
-
-    def bad(self, images, generator):
-        loss = step_loss(self, images, generator)
-        return loss * float("nan") if generator.initial_seed() == seed else loss
-
-    seed = list(train.plan(60, recipe, 9, 10))[1].seed
-    monkeypatch.setattr(train.methods.IJEPA, "step_loss", bad)
+    bad_at(monkeypatch, recipe, 9, 1, lambda method, loss: loss * float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"at step 10; the last good checkpoint is .*step-00000008"):
         run(recipe, tmp_path / "run")
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())
@@ -339,17 +415,8 @@ def test_a_loss_that_blows_up_stops_the_run_and_saves_nothing_bad(tmp_path, reci
 
 def test_an_infinite_gradient_is_never_saved(tmp_path, recipe, monkeypatch):
     """The loss is finite, its gradient is not, and a checkpoint is due at this very step."""
-    step_loss = train.methods.IJEPA.step_loss
-    seed = next(train.plan(60, recipe, 7, 8)).seed
-
-    def bad(self, images, generator):
-        loss = step_loss(self, images, generator)
-        if generator.initial_seed() != seed:
-            return loss
-        zero = self.encoder.norm.bias.sum() * 0.0
-        return loss + torch.sqrt(zero)  # value 0, slope infinite
-
-    monkeypatch.setattr(train.methods.IJEPA, "step_loss", bad)
+    # value 0, slope infinite
+    bad_at(monkeypatch, recipe, 7, 0, lambda method, loss: loss + torch.sqrt(method.encoder.norm.bias.sum() * 0.0))
     with pytest.raises(NonFiniteLossError, match=r"the last good checkpoint is .*step-00000004"):
         run(recipe.replace(log_every=50, checkpoint_epochs=0.5), tmp_path / "run")
     assert all(value.isfinite().all() for value in final(tmp_path / "run").values())

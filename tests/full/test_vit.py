@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from full_ijepa import methods
-from full_ijepa.vit import SIZES, Encoder, Stack, build_encoder, compile_blocks, interpolate_positions
+from full_ijepa.vit import SIZES, Encoder, Stack, build_encoder, compile_blocks, draw_kept, interpolate_positions
 from toy_ijepa import encoder as toy
 from toy_ijepa.patches import sincos_2d
 
@@ -69,23 +69,30 @@ def test_checkpointing_keeps_less(images):
     assert saved(small(checkpointing=True)) < 0.5 * saved(small())
 
 
-def test_stochastic_depth_skips_blocks_in_training_only(images):
+def test_stochastic_depth_skips_what_was_drawn(images, generator):
+    """A block that counts 0 for an image is as if it were not there; nothing is skipped that was not drawn."""
     encoder = small(drop_path=0.9)
-    torch.manual_seed(0)
-    assert not torch.equal(encoder(images), encoder(images))
-    encoder.eval()
-    assert torch.equal(encoder(images), encoder(images))
     assert encoder.blocks.rates == pytest.approx([0.0, 0.45, 0.9])
+    assert torch.equal(encoder(images), encoder(images))
+    kept = torch.ones(3, 2)
+    kept[1, 0] = 0.0
+    with torch.no_grad():
+        found = encoder(images, kept=kept)
+        first, _, last = (encoder.blocks[i] for i in range(3))
+        without = encoder.norm(last(first(encoder.embed(images[:1]))))
+        assert torch.allclose(found[:1], without, atol=1e-6)
+        assert torch.allclose(found[1:], encoder(images[1:]), atol=1e-6)
 
 
-def test_stochastic_depth_keeps_the_mean():
+def test_stochastic_depth_keeps_the_mean(generator):
     """A kept block counts 1/(1 - rate) times, so that the mean over many draws is the block itself."""
-    stack = Stack(torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Linear(3, 3)]), drop_path=0.25)
-    torch.manual_seed(0)
+    kept = draw_kept([0.0, 0.25], 20_000, generator)
+    assert kept.mean(1).tolist() == pytest.approx([1.0, 1.0], abs=0.02)
+    assert (kept == 0).float().mean(1).tolist() == pytest.approx([0.0, 0.25], abs=0.01)
+    assert draw_kept([0.0, 0.0], 7, generator) is None
+    stack = Stack([torch.nn.Identity(), torch.nn.Linear(3, 3)], drop_path=0.25)
     x = torch.ones(20_000, 1, 3)
-    skipping = list(stack)[1](x)
-    assert torch.allclose(skipping.mean(0), stack[1](x)[0], atol=0.03)
-    assert (skipping == x).all(-1).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert torch.allclose(stack(x, kept=kept).mean(0), stack[1](x)[0], atol=0.03)
 
 
 def test_learned_positions_start_from_sincos_and_learn(images):

@@ -1,0 +1,148 @@
+"""Every recipe's step on a pretended GPU: nothing left on the CPU, nobody waits, few kernels, the numbers of a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from full_ijepa import masking, methods, train
+from full_ijepa.data import Resident
+from full_ijepa.distributed import World
+from full_ijepa.packing import fits_kernel
+from full_ijepa.recipes import RECIPES
+from full_ijepa.recipes.base import Recipe
+from tests.full.pretend_cuda import CUDA, OnGPU, gpu, hollow, hollowed
+
+TINY = dict(encoder="toy", predictor_width=32, predictor_depth=2, predictor_heads=2, batch=8, micro_batch=4, epochs=3.0)
+TINY |= dict(warmup_epochs=1.0, compile=False, parallel="ddp", precision="bf16", data="shapes", workers=0, clip=3.0)
+
+
+def tiny(name: str, **changes) -> Recipe:
+    return RECIPES[name].replace(**dict(image_size=6 * RECIPES[name].patch) | TINY | changes)
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Choices of kernels are those of a process."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cuda.enable_cudnn_sdp(before[1])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_takes_its_step_there(name):
+    """Data, forward, backward, clipping, optimisers and EMA; then a look at features, which may wait."""
+    check(tiny(name))
+
+
+OTHERS = {
+    "groups": dict(contexts="groups"),
+    "cut, learned positions": dict(contexts="cut", positions="learned"),
+    "joint, skipping blocks": dict(predictor_mode="joint", drop_path=0.3),
+    "checkpointing, regulariser": dict(checkpointing=True, regulariser=(0.1, 0.05)),
+    "fp32": dict(precision="fp32"),
+    "released": dict(masks="released", image_size=144),
+    "single block in groups": dict(masks="single_block", contexts="groups"),
+    "small context": dict(masks="small_context"),
+    "random": dict(masks="random"),
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_other_choices_take_their_step_there(changes):
+    check(tiny("stl10_vitb16", **changes))
+
+
+def check(recipe: Recipe) -> None:
+    with gpu() as seen:
+        pictures = torch.randint(0, 256, (24, 3, *recipe.sides), dtype=torch.uint8, generator=torch.manual_seed(0))
+        there, here = (
+            train.Trainer(recipe, World(0, 1, device), Resident(pictures, device))
+            for device in (CUDA, torch.device("cpu"))
+        )
+        assert all(isinstance(x, OnGPU) for x in there.method.state_dict().values())
+        batches = there.batches(0, 2)
+        there.take_step(batches)
+        seen.forget()
+        loss, norm, _ = there.take_step(batches)
+        assert isinstance(loss, OnGPU)
+        assert not seen.waits
+        assert sum(seen.kernels.values()) > 100
+        found = loss.item(), norm.item(), there.watch()[0]
+    batches = here.batches(0, 2)
+    here.take_step(batches)
+    loss, norm, _ = here.take_step(batches)
+    rough = 1e-4 if recipe.precision == "fp32" else 5e-3
+    assert found[0] == pytest.approx(loss.item(), rel=rough)
+    assert found[1] == pytest.approx(norm.item(), rel=10 * rough)
+    assert found[2].std == pytest.approx(here.watch()[0].std, rel=10 * rough)
+
+
+def test_masks_left_on_the_cpu_are_an_error():
+    recipe = tiny("stl10_vitb16")
+    for contexts in ("packed", "groups"):
+        method = methods.build(recipe.replace(contexts=contexts))
+        drawn = method.draw(4, seed=0, sizes=0, multiple=16)
+        with gpu():
+            step, images = methods.Step(method.to(CUDA)), torch.zeros(4, 3, *recipe.sides, device=CUDA)
+            with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+                step(images, drawn)
+            step(images, masking.mapped(lambda x: x.to(CUDA), drawn))
+
+
+def test_waiting_is_seen():
+    """What the tests above do not find would be found."""
+    with gpu() as seen:
+        x = torch.ones(3, device=CUDA)
+        for waits in (x.sum().item, x.nonzero, x.tolist, x.cpu, lambda: x[x > 0], lambda: torch.ones(3).to(CUDA)):
+            seen.forget()
+            waits()
+            assert sum(seen.waits.values()) == 1
+        seen.forget()
+        torch.ones(3).pin_memory().to(CUDA, non_blocking=True)
+        assert not seen.waits
+
+
+@pytest.mark.parametrize("mode", ["block", "joint"])
+def test_a_vit_b_micro_batch_needs_few_kernels(mode):
+    """Forward and backward of 64 images under autocast, shapes only."""
+    recipe = RECIPES["stl10_vitb16"].replace(contexts="packed", predictor_mode=mode)
+    with torch.device("meta"):
+        method = methods.build(recipe.replace(compile=False))
+    drawn = masking.mapped(hollowed, method.draw(64, seed=1, sizes=2, multiple=train.PACKED))
+    step, images = methods.Step(hollow(method)), hollowed(torch.empty(64, 3, 224, 224, device="meta"))
+    with gpu() as seen, torch.autocast("cuda", torch.bfloat16):
+        step(images, drawn).backward()
+    assert seen.kernels["_varlen_attn"] == 12 + 6
+    assert sum(seen.kernels.values()) <= 1400
+    assert not seen.waits
+
+
+def test_kernels_are_chosen_where_there_is_a_gpu(recipe):
+    """cuDNN plans attention anew for each length: only packed contexts, which do not ask it, leave it the rest."""
+    train.set_up(recipe, torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == "highest"
+    with gpu():
+        for contexts, cudnn in (("packed", True), ("groups", False), ("cut", False)):
+            train.set_up(recipe.replace(contexts=contexts), CUDA)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == cudnn
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_a_card_that_is_too_old_is_said(recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    with pytest.raises(
+        ValueError, match=r"packed contexts in fp16 need .* 8.0, this one has 7.5: give --contexts groups"
+    ):
+        train.set_up(recipe.replace(contexts="packed", precision="fp16"), CUDA)
+    train.set_up(recipe.replace(contexts="packed", precision="fp32"), CUDA)
+    train.set_up(recipe.replace(contexts="groups", precision="fp16"), CUDA)
+
+
+def test_the_kernel_is_asked_only_for_what_it_takes():
+    """Half precision, heads of a width in steps of eight; all else goes through a mask, to the same numbers."""
+    with gpu():
+        for dtype, width, fits in ((torch.bfloat16, 32, True), (torch.float32, 32, False), (torch.bfloat16, 12, False)):
+            assert fits_kernel(torch.zeros(5, 2, width, dtype=dtype, device=CUDA)) == fits
+    assert not fits_kernel(torch.zeros(5, 2, 32, dtype=torch.bfloat16))
