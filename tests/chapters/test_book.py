@@ -34,7 +34,10 @@ ROOMS = {
     6: {"jepa", "schedules", "training", "recipe"},
     7: {"probing", "imagination", "widgets.paint"},
     8: {"mae"},
-    9: {f"full_ijepa.{room}" for room in ("recipes", "vit", "masking", "methods", "data", "train", "interop")},
+    9: {
+        f"full_ijepa.{room}"
+        for room in ("recipes", "vit", "masking", "methods", "data", "crops", "order", "train", "interop")
+    },
     10: {"full_ijepa.evaluate", "full_ijepa.report"},
     11: {"folders", "widgets.search"} | {f"full_ijepa.{room}" for room in ("doctor", "pixels", "labels", "embedding")},
     12: {"full_ijepa.cost", "full_ijepa.dashboard", "bench"},
