@@ -5,6 +5,7 @@ python -m full_ijepa.bench train   the loop's own step of a recipe, on a GPU if 
 python -m full_ijepa.bench masks   uneven contexts: cut, pad or group
 python -m full_ijepa.bench read    pictures a second from JPEG files, beside the bare decoder, and cores that GPUs need
                                    (--side 224 --count 1000: files of about 100 kB)
+python -m full_ijepa.bench gpu     all that one GPU can say within a few minutes (full_ijepa/gpu.py)
 
 Candidates take turns, so that a busy machine slows them alike: read the ratios.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -30,7 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from full_ijepa import cost, masking
+from full_ijepa import cost, gpu, masking
 from full_ijepa.distributed import world
 from full_ijepa.order import Micro
 from full_ijepa.recipes import RECIPES
@@ -256,10 +258,12 @@ def bare_torchvision(paths: list[Path]) -> None:
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m full_ijepa.bench", description=__doc__.splitlines()[0])
-    p.add_argument("what", nargs="?", choices=("step", "train", "masks", "read"), default="step")
-    p.add_argument("--recipe", choices=RECIPES, default="stl10_vitb16", help="for train (default %(default)s)")
-    p.add_argument("--micro-batch", type=int, help="for train: images held at a time, and its batch")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for train")
+    p.add_argument("what", nargs="?", choices=("step", "train", "masks", "read", "gpu"), default="step")
+    p.add_argument("--recipe", choices=RECIPES, default="stl10_vitb16", help="for train and gpu (default %(default)s)")
+    p.add_argument("--large", choices=RECIPES, default="imagenet_vith14", help="for gpu: whose memory is asked for")
+    p.add_argument("--minutes", type=float, default=8.0, help="for gpu: questions that do not fit are named")
+    p.add_argument("--micro-batch", type=int, help="for train and gpu: images held at a time, and its batch")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for train and gpu")
     p.add_argument("--side", type=int, default=SMALL, help="for read: px that the encoder sees (default %(default)s)")
     p.add_argument("--count", type=int, default=20_000, help="for read: files (default %(default)s)")
     p.add_argument("--workers", type=int, default=2, help="for read: processes (default %(default)s)")
@@ -270,23 +274,27 @@ def main() -> int:
     if args.memory_of:
         toy.memory_of(args.memory_of, VITB16)
         return 0
-    command = f"python -m full_ijepa.bench {args.what} --rounds {args.rounds}"
-    if args.what == "train":
-        recipe = RECIPES[args.recipe]
-        if args.micro_batch:
-            recipe = recipe.replace(batch=args.micro_batch, micro_batch=args.micro_batch)
+    command = shlex.join(["python", "-m", "full_ijepa.bench", *sys.argv[1:]])
+
+    def keep(found: dict) -> None:
+        if args.out:
+            about = dict(command=command, threads=torch.get_num_threads())
+            args.out.write_text(json.dumps(about | found, indent=2) + "\n")
+
+    recipe = RECIPES[args.recipe]
+    if args.micro_batch:
+        recipe = recipe.replace(batch=args.micro_batch, micro_batch=args.micro_batch)
+    if args.what == "gpu":
+        with world(args.device) as here:
+            found = gpu.ask(args.minutes, recipe, RECIPES[args.large], here, keep)
+        print(gpu.told(found))
+    elif args.what == "train":
         found = train(args.rounds, recipe, args.device)
-        command += f" --recipe {args.recipe} --device {args.device}"
-        command += f" --micro-batch {args.micro_batch}" if args.micro_batch else ""
     elif args.what == "read":
         found = read(args.rounds, args.side, args.count, args.workers)
-        command += f" --side {args.side} --count {args.count} --workers {args.workers}"
     else:
         found = {"step": step, "masks": masks}[args.what](args.rounds)
-    if args.out:
-        args.out.write_text(
-            json.dumps(dict(command=command, threads=torch.get_num_threads(), **found), indent=2) + "\n"
-        )
+    keep(found)
     return 0
 
 

@@ -59,19 +59,20 @@ def flops_of(method: methods.IJEPA | methods.MAE, drawn: Drawn) -> Flops:
     D, E, depth = encoder.width, helper.config["width"], len(encoder.blocks)
     pixels, out = encoder.patch_embed.proj.in_features, helper.proj.out_features
     whole, seen, asked, answers = lengths_of(drawn, math.prod(encoder.grid), helper.mode == "joint")
+    hidden = encoder.blocks[0].mlp.fc1.out_features
     embed = 2 * pixels * D * sum(whole)
-    blocks = depth * block_flops(D, seen) + len(helper.blocks) * block_flops(E, asked)
+    blocks = depth * block_flops(D, hidden, seen) + len(helper.blocks) * block_flops(E, 4 * E, asked)
     model = 2 * embed + 3 * (blocks + 2 * E * (D * sum(seen) + out * answers))
     if isinstance(method, methods.IJEPA):
-        model += embed + depth * block_flops(D, whole)
+        model += embed + depth * block_flops(D, hidden, whole)
     # The last product of a block is not computed again: its result is not needed to go backward.
-    last = 8 * (depth * D**2 * sum(seen) + len(helper.blocks) * E**2 * sum(asked))
+    last = 2 * depth * D * hidden * sum(seen) + 8 * len(helper.blocks) * E**2 * sum(asked)
     return Flops(model, blocks - last if encoder.blocks.checkpointing else 0)
 
 
-def block_flops(width: int, lengths: list[int]) -> int:
-    """Forward FLOPs of a block: twelve width x width products a token (an MLP four times as wide), and attention."""
-    return 24 * width**2 * sum(lengths) + 4 * width * sum(length**2 for length in lengths)
+def block_flops(width: int, hidden: int, lengths: list[int]) -> int:
+    """Forward FLOPs of a block: per token four products width x width and two width x hidden, and attention."""
+    return 4 * width * ((2 * width + hidden) * sum(lengths) + sum(length**2 for length in lengths))
 
 
 def lengths_of(drawn: Drawn, patches: int, joint: bool) -> tuple[list[int], list[int], list[int], int]:
@@ -107,6 +108,15 @@ def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = t
     return 4.0 * (parameters + 3 * trained) + dtype.itemsize * numbers * min(recipe.micro_batch, recipe.batch)
 
 
+def sizes(recipe: Recipe) -> tuple[int, int, int]:
+    """Parameters of the encoder, all that are trained, and all (with the target encoder)."""
+    with torch.device("meta"):
+        method = methods.build(recipe.replace(compile=False))
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    encoder, everything = (sum(p.numel() for p in part.parameters()) for part in (method.encoder, method))
+    return encoder, trained, everything
+
+
 def pictures_of(recipe: Recipe) -> int:
     """How many pictures the run trains on, without decoding them."""
     if recipe.data in SMALL or recipe.data == "imagenet":
@@ -119,10 +129,7 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     recipe = settled(recipe)
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     here = torch.device(kind)
-    method = methods.build(recipe.replace(compile=False))
-    parameters = sum(p.numel() for p in method.parameters())
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    encoder = sum(p.numel() for p in method.encoder.parameters())
+    encoder, trained, parameters = sizes(recipe)
     pictures = pictures_of(recipe)
     steps, flops = steps_of(recipe, pictures), flops_per_image(recipe)
     dtype = precision_of(recipe, here)

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from full_ijepa import cost
-from full_ijepa.data import Resident, plan
 from full_ijepa.distributed import World
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.streams import Resident
 from full_ijepa.train import Trainer, precision_of
 from toy_ijepa.bench import matmul_rate
 
@@ -59,7 +59,7 @@ class Steps:
         generator = torch.Generator().manual_seed(0)
         pictures = torch.randint(0, 256, (PICTURES, 3, *recipe.sides), dtype=torch.uint8, generator=generator)
         self.trainer = Trainer(recipe, here, Resident(pictures, here.device))
-        self.batches = self.trainer.data.batches(plan(PICTURES, recipe, 0, 10**6), recipe)
+        self.batches = self.trainer.batches(0, 10**6)
 
     def take(self, count: int) -> list[float]:
         """Seconds of each of `count` steps, each waited for."""
@@ -106,10 +106,9 @@ def speed(recipe: Recipe, here: World, rate: float) -> dict[str, Any]:
         each = steps.take(STEADY)
         ahead = steps.run_ahead(STEADY)
         peak = torch.cuda.max_memory_allocated() / 2**30 if here.device.type == "cuda" else None
-    found = dict(images_per_second=recipe.batch / ahead, share_of_matmul_rate=recipe.batch / ahead / rate)
-    found["share_of_matmul_rate"] *= cost.flops_per_image(recipe)
-    found |= dict(first_steps=first, slowest_over_median=max(each) / median(each), peak_gib=peak)
-    return found
+    pace = recipe.batch / ahead
+    found = dict(images_per_second=pace, share_of_matmul_rate=pace * cost.flops_per_image(recipe).model / rate)
+    return found | dict(first_steps=first, slowest_over_median=max(each) / median(each), peak_gib=peak)
 
 
 def synchronisations(recipe: Recipe, here: World) -> dict[str, Any]:
@@ -168,8 +167,8 @@ def watching(recipe: Recipe, here: World) -> dict[str, Any]:
 
 def held(recipe: Recipe, here: World) -> dict[str, Any]:
     """Peak memory of two steps, or that it does not suffice; what `--dry-run` estimates beside it."""
-    parameters = cost.parameters(recipe)
-    about = cost.memory(recipe, *parameters) / 2**30
+    _, trained, parameters = cost.sizes(recipe)
+    about = cost.memory(recipe, parameters, trained) / 2**30
     if here.device.type != "cuda":
         return dict(not_asked="a GPU's memory is counted", estimated_gib=about)
     try:

@@ -27,7 +27,7 @@ from full_ijepa.methods import IJEPA
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels
 from full_ijepa.vit import SIZES, Encoder
 from toy_ijepa import weights as toy_weights
-from toy_ijepa.encoder import LAYER_NORM_EPS, MLP
+from toy_ijepa.encoder import LAYER_NORM_EPS
 from toy_ijepa.patches import sincos_2d
 from toy_ijepa.predictor import Predictor
 
@@ -109,11 +109,8 @@ def encoder_from(state: State, heads: int | None, found: Normalisation, pixels: 
     if heads is None:
         raise InteropError(f"an encoder {D} wide does not say how many heads it has; give `heads`")
     fixed = torch.allclose(positions[0], sincos_2d((side, side), D), atol=1e-5)
-    options = dict(positions="fixed" if fixed else "learned", pixels=pixels)
+    options = dict(positions="fixed" if fixed else "learned", mlp_ratio=hidden / D, pixels=pixels)
     encoder = Encoder(side * P, P, D, depth, heads, **options)
-    if hidden != 4 * D:  # ViT-g/16's is 48/11 as wide
-        for block in encoder.blocks.children():
-            block.mlp = MLP(D, hidden)
     weights = {k: v for k, v in state.items() if k != "pos_embed"} | {"patch_embed.proj.weight": conv.flatten(1)}
     load(encoder, weights if fixed else weights | {"pos_embed": positions[0]})
     if pixels == PHOTOGRAPHS:

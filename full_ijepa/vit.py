@@ -32,7 +32,9 @@ SIZES = {
     "b": (768, 12, 12),
     "l": (1024, 24, 16),
     "h": (1280, 32, 16),
+    "g": (1408, 40, 16),  # Zhai et al. 2022, table 2
 }
+MLP_RATIOS = {"g": 48 / 11}  # hidden width of the MLPs over that of the tokens, where it is not 4
 RECOMPILES = 32  # ways to call a block that are compiled: with and without gradient, packed or not, by precision
 
 
@@ -110,6 +112,7 @@ class Encoder(toy.Encoder):
     """The toy's encoder with learned positions, other resolutions, stochastic depth and activation checkpointing.
 
     positions  "fixed" sin-cos, or "learned": a parameter that starts from it
+    mlp_ratio  hidden width of the MLPs over that of the tokens
     pixels     what the numbers of pictures mean: `encoder.pixels.normalise` makes them what `forward` expects; it says
                the number of channels, too
     Images of another size than `image_size` are encoded with interpolated positions.
@@ -128,11 +131,18 @@ class Encoder(toy.Encoder):
         positions: str = "fixed",
         drop_path: float = 0.0,
         checkpointing: bool = False,
+        mlp_ratio: float = 4.0,
         pixels: Pixels | None = None,
     ) -> None:
         pixels = pixels or Pixels(channels)
         super().__init__(image_size, patch, width, depth, heads, pixels.channels)
         self.pixels = pixels
+        if mlp_ratio != 4:
+            self.config |= dict(mlp_ratio=mlp_ratio)
+            for block in self.blocks:
+                block.mlp = toy.MLP(width, round(width * mlp_ratio))
+            self.blocks.apply(toy.init_weights)
+            toy.scale_by_depth(self.blocks)
         if positions not in ("fixed", "learned"):
             raise ValueError(f"unknown positions {positions!r}: choose 'fixed' or 'learned'")
         self.config |= dict(positions=positions)
@@ -220,7 +230,7 @@ def build_encoder(
     if size not in SIZES:
         raise ValueError(f"unknown encoder {size!r}: choose from {', '.join(SIZES)}")
     options = dict(positions=positions, drop_path=drop_path, checkpointing=checkpointing, pixels=pixels)
-    return Encoder(image_size, patch, *SIZES[size], **options)
+    return Encoder(image_size, patch, *SIZES[size], mlp_ratio=MLP_RATIOS.get(size, 4.0), **options)
 
 
 def compile_blocks(module: nn.Module, backend: str | Callable = "inductor") -> None:

@@ -55,8 +55,8 @@ class Recipe:
 
     # --- encoder
 
-    # width, depth and heads by name: "toy", "ti", "s", "b", "l", "h" (full_ijepa.vit.SIZES)
-    encoder: Literal["toy", "ti", "s", "b", "l", "h"] = "b"
+    # width, depth and heads by name: "toy", "ti", "s", "b", "l", "h", "g" (full_ijepa.vit.SIZES)
+    encoder: Literal["toy", "ti", "s", "b", "l", "h", "g"] = "b"
     # side of a patch in pixels; halving it makes four times as many tokens
     patch: int = 16
     # "fixed" sin-cos as in the paper, or "learned" from that start

@@ -16,6 +16,6 @@ RECIPE = stl10_vitb16.RECIPE.replace(
     warmup_epochs=40,  # the released configs'
     crop_scale=(0.3, 1.0),
     workers=12,  # pictures of half a megapixel: decoding is what limits
-    compile=True,  # waiting for the compiler is nothing beside a run of days
+    flip=False,  # no hand-made augmentation: the released configs crop, nothing else
     probe_epochs=10,
 )
