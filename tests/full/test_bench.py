@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 
-from full_ijepa import bench
+from full_ijepa import bench, gpu
+from full_ijepa.distributed import World
+from full_ijepa.recipes import RECIPES
 
 
 def test_the_step_of_a_recipe_is_timed(tmp_path, monkeypatch, capsys):
@@ -20,7 +22,7 @@ def test_the_step_of_a_recipe_is_timed(tmp_path, monkeypatch, capsys):
     assert found["device"].startswith("CPU")
     assert 0 < found["share_of_matmul_rate"] < 1
     assert found["images_per_second"] > 0
-    assert found["command"].endswith("--rounds 2 --recipe smoke --device cpu --micro-batch 8")
+    assert found["command"].startswith("python -m full_ijepa.bench train --recipe smoke --micro-batch 8")
     assert "ijepa, ViT-toy/4, 32 px, batch 8" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["bench", "train", "--recipe", "smoke", "--rounds", "1", "--out", str(out)])
     assert bench.main() == 0
@@ -49,3 +51,34 @@ def test_reading_is_timed_and_turned_into_cores(tmp_path, monkeypatch, capsys, s
 def test_pictures_to_read_are_about_as_large_as_photographs(tmp_path):
     sizes = [path.stat().st_size for path in bench.draw_files(tmp_path / "files", 3, 224)]
     assert 90_000 < min(sizes) <= max(sizes) < 115_000
+
+
+def test_one_gpu_is_asked_everything_within_minutes(tmp_path, monkeypatch, capsys):
+    """Here on a CPU: what only a GPU can say is named, what does not fit the minutes too, nothing else is left out."""
+    monkeypatch.setattr(gpu, "FIRST", 1)
+    monkeypatch.setattr(gpu, "STEADY", 1)
+    out = tmp_path / "gpu.json"
+    line = ["gpu", "--device", "cpu", "--recipe", "smoke", "--large", "smoke", "--micro-batch", "4"]
+    monkeypatch.setattr(sys, "argv", ["bench", *line, "--minutes", "0.9", "--out", str(out)])
+    assert bench.main() == 0
+    found = json.loads(out.read_text())
+    assert found["4 images, groups, eager"]["images_per_second"] > 0
+    assert 0 < found["4 images, groups, eager"]["share_of_matmul_rate"] < 1
+    assert found["copy_gb"] > 0
+    assert "minutes did not suffice" in found["4 images, packed, compiled"]["not_asked"]  # a compiler wants a minute
+    for name in ("synchronisations", "kernels, groups", "kernels, packed", "memory of toy, 4 images"):
+        assert found[name]["not_asked"]
+    assert "4 images, groups, eager" in capsys.readouterr().out
+
+
+def test_an_answer_that_fails_is_named_and_the_next_is_asked(monkeypatch):
+    def broken():
+        raise RuntimeError("no kernel for this\nand more")
+
+    monkeypatch.setattr(gpu, "questions", lambda *_: iter([("one", broken), ("two", lambda: dict(well=1.0))]))
+    kept = []
+    here = World(0, 1, torch.device("cpu"))
+    found = gpu.ask(1, RECIPES["smoke"], RECIPES["smoke"], here, lambda found: kept.append(dict(found)))
+    assert found["one"]["failed"] == "RuntimeError: no kernel for this"
+    assert found["two"]["well"] == 1.0
+    assert list(kept[0]) == [*kept[1]][:-1]  # written after each answer, so that nothing is lost
