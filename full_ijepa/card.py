@@ -8,7 +8,7 @@ from typing import Any
 
 from full_ijepa import metrics
 from full_ijepa.cost import shown
-from full_ijepa.evaluate.run import cells, read_evaluation
+from full_ijepa.evaluate.tables import cells, read_evaluation
 from full_ijepa.recipes.base import Recipe
 
 UNKNOWN = "unknown"  # nobody said; the page says so

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from full_ijepa import labels
 from full_ijepa.data import SCHEMES, SMALL, folder_of, members
-from full_ijepa.evaluate.features import split_files
+from full_ijepa.evaluate.pictures import split_files
 from full_ijepa.formats import SUFFIXES, Kind, Picture, Place, Stack
 from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey

@@ -31,6 +31,7 @@ WORDS = dict(
     r2="R2 in %",
     mae="mean absolute error",
 )
+BLOCK = 100_000  # samples that queries are compared with at a time
 UNEVEN = 1.5  # times as many pictures in the largest class as in the smallest
 
 
@@ -119,18 +120,37 @@ def of_numbers(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[st
     return found | {key: dict(zip(names, values, strict=True)) for key, values in each.items()}
 
 
-def neighbours(x: Tensor, y: Tensor, queries: Tensor, count: int, k: int = 20, temperature: float = 0.07) -> Tensor:
+def neighbours(
+    x: Tensor,
+    y: Tensor,
+    queries: Tensor,
+    count: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | None = None,
+) -> Tensor:
     """What the k nearest samples (S, F) say of queries (Q, F), weighted by exp(cosine / temperature): (Q, c).
 
-    Shares of classes or tags, or means of numbers; `count` is c. The highest share is `toy_ijepa.probing.knn`'s answer.
+    On the CPU. Shares of classes or tags, or means of numbers; `count` is c. The highest share is the answer of
+    `toy_ijepa.probing.knn`.
+    device  where it is computed (default: where x is), BLOCK samples at a time
     """
-    mean, k = x.mean(0), min(k, len(x))
-    bank, found = F.normalize(x - mean, dim=1), []
-    for chunk in F.normalize(queries - mean, dim=1).split(1000):
-        cosine, index = (chunk @ bank.T).topk(k, dim=1)  #                             (b, k)
+    device = device or x.device
+    mean, k = x.mean(0).to(device), min(k, len(x))
+    asked = F.normalize(queries.to(device) - mean, dim=1)
+    best = torch.empty(len(asked), 0, device=device), torch.empty(len(asked), 0, dtype=torch.long, device=device)
+    for first in range(0, len(x), BLOCK):
+        bank = F.normalize(x[first : first + BLOCK].to(device) - mean, dim=1)
+        found = [(part @ bank.T).topk(min(k, len(bank)), dim=1) for part in asked.split(1000)]  # (b, k) each
+        cosine, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+        cosine, index = torch.cat([best[0], cosine], dim=1), torch.cat([best[1], index + first], dim=1)
+        cosine, order = cosine.topk(min(k, cosine.shape[1]), dim=1)
+        best = cosine, index.gather(1, order)
+    y, said = y.to(device), []
+    for cosine, index in zip(*(part.split(1000) for part in best), strict=True):
         near = F.one_hot(y[index], count) if task_of(y) == "classes" else y[index]  #  (b, k, c)
-        found.append(torch.einsum("bk,bkc->bc", (cosine / temperature).softmax(1), near.float()))
-    return torch.cat(found)
+        said.append(torch.einsum("bk,bkc->bc", (cosine / temperature).softmax(1), near.float()).cpu())
+    return torch.cat(said)
 
 
 def knn_score(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor) -> float:

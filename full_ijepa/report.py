@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 
 from full_ijepa import doctor, lookpage, page
 from full_ijepa.cost import span
-from full_ijepa.evaluate.features import Labelled, labelled, pooled
-from full_ijepa.evaluate.run import cells, fresh, load_run, read_evaluation, suffix_of, told
+from full_ijepa.evaluate.features import pooled
+from full_ijepa.evaluate.pictures import Labelled, labelled
+from full_ijepa.evaluate.run import fresh, load_run
+from full_ijepa.evaluate.tables import cells, read_evaluation, suffix_of, told
 from full_ijepa.labels import Table, Task, task_of
 from full_ijepa.look import look
 from full_ijepa.methods import IJEPA

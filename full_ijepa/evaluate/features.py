@@ -1,175 +1,222 @@
-"""What an encoder makes of labelled pictures, a chunk at a time so that any set fits."""
+"""What encoders make of labelled pictures: one pass for all of them, shared out over processes, in bounded memory.
 
-# Shape legend:  S pictures  C channels  H,W pixels, those that the encoder sees: sides  N tokens  D width  F features
-#                c classes, tags or columns of numbers
+Averages of a large set lie in a file without a name, which ends with the program. Tokens are kept only where they are
+few; beyond that they are made anew whenever they are asked for, and so are pictures.
+"""
+
+# Shape legend:  S pictures  B of a batch  C channels  H,W pixels  N tokens  D width  F features
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from full_ijepa import labels
-from full_ijepa.data import SCHEMES, SMALL, folder_of, members
-from full_ijepa.evaluate.sets import SETS, Pictures, fetch
-from full_ijepa.formats import SUFFIXES, Place
-from full_ijepa.labels import NO_TABLE, Table
-from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, decoded, fit
+from full_ijepa.distributed import World
+from full_ijepa.evaluate import pictures
+from full_ijepa.evaluate.pictures import Labelled, ahead
 from full_ijepa.vit import Encoder
-from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, ImageSet, find, pictures_below
-from toy_ijepa.recipe import lookup
+from toy_ijepa.folders import ImageSet
 
-CHUNK = 500  # pictures decoded, resized or encoded at a time
+KEPT = 3_000_000_000  # bytes of features, tokens or pictures of a set that are kept in memory
+SENT = 2**16  # rows that one process sends to the leader at a time
+
+Make = Callable[[Tensor], Tensor]  # of pictures (B, C, H, W) in their own units, on the device
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A labelled split: in memory at its own size, files, or pictures of torchvision; and how the encoder sees it.
+def alone(device: torch.device | str = "cpu") -> World:
+    """A world of one process."""
+    return World(0, 1, torch.device(device))
 
-    labels   classes int64 (S,), tags bool (S, c) or numbers float32 (S, c)
-    classes  names of the classes, tags or columns of numbers
-    groups   number of each picture's patient, slide ... (S,), None where there are none
+
+@contextmanager
+def matmul(device: torch.device, precision: str) -> Iterator[None]:
+    """Products of float32 inside are computed in this precision on a GPU: "high" (TF32) or "highest"; a CPU has one.
+
+    TRAP: TF32 keeps ten bits: enough to encode and to train on, too few to rank neighbours or to invert a matrix.
     """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
-    source: ImageSet | Pictures | list[tuple[Path, str]]
-    labels: Tensor
-    classes: tuple[str, ...]
-    image_size: int | tuple[int, int]
-    pixels: Pixels = PHOTOGRAPHS
-    groups: Tensor | None = None
 
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width in pixels that the encoder sees."""
-        return both(self.image_size)
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, or where it is if it would take more than half of the memory that is free there."""
+    if device.type == "cuda" and x.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return x
+    return x.to(device)
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def chunks(self) -> Iterator[Tensor]:
-        """Pictures (<= CHUNK, C, H, W) in order, in their own units."""
-        for start in range(0, len(self), CHUNK):
-            part = slice(start, start + CHUNK)
-            if isinstance(self.source, ImageSet):
-                yield fit(self.source.images[part], self.sides)
-            elif isinstance(self.source, Pictures):
-                yield self.source[part].at(self.sides)
-            else:
-                # a single one is refused below, with its name
-                found = decoded(self.source[part], self.classes, self.sides, self.pixels, True)
-                if found.skipped:
-                    raise DataError(f"a labelled picture cannot be read ({found.skipped[0]}); mend it or move it away")
-                yield found.images
+def averages(encoder: Encoder, last: int = 4, dtype: torch.dtype = torch.float32) -> Make:
+    """Makes the averaged tokens of each of the last `last` blocks of pictures, shallow first: (B, last * D), float32.
 
-    def images(self) -> Tensor:
-        """All pictures at once, (S, C, H, W)."""
-        return torch.cat(list(self.chunks()))
+    dtype  what products are computed in
+    """
+    last = min(last, len(encoder.blocks))
+    encoder.eval()
 
-    def at(self, image_size: int | tuple[int, int]) -> Labelled:
-        """The same pictures at another size."""
-        return replace(self, image_size=image_size)
+    def make(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            layers = encoder.layers(encoder.pixels.normalise(images), last)
+        return torch.cat([tokens.float().mean(1) for tokens in layers], dim=1)
 
-    def some(self, index: Tensor) -> Labelled:
-        """The pictures of these numbers."""
-        if isinstance(self.source, ImageSet):
-            source = ImageSet(self.source.images[index], self.labels[index], self.classes)
-        elif isinstance(self.source, Pictures):
-            source = self.source[index]
+    return make
+
+
+def all_tokens(encoder: Encoder, dtype: torch.dtype = torch.float32) -> Make:
+    """Makes all tokens of the last layer in half precision: (B, N, D)."""
+    encoder.eval()
+
+    def make(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return encoder(encoder.pixels.normalise(images)).half()
+
+    return make
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """The rows of one process of `size`: whole chunks, so that a picture's batch is the same for any number of them."""
+    chunks = -(-count // pictures.CHUNK)
+    first, end = (min(-(-chunks * r // size) * pictures.CHUNK, count) for r in (rank, rank + 1))
+    return range(first, end)
+
+
+def roomy(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    """Room for features: in memory, or from KEPT bytes on in a file without a name in the folder, or in the system's.
+
+    Raises OSError if the disk has too little space.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size <= KEPT:
+        return torch.empty(shape, dtype=dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:  # the map below keeps it, whatever ends the program removes it
+        free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+        if free < size:
+            raise OSError(
+                f"features need {size / 1e9:.1f} GB in {folder or tempfile.gettempdir()}, where {free / 1e9:.1f} are "
+                "free: make room, or take fewer labels (--most)"
+            )
+        if hasattr(os, "posix_fallocate"):  # TRAP: a map of a file with holes dies of a bus error on a full disk
+            os.posix_fallocate(file.fileno(), 0, size)
         else:
-            source = [self.source[i] for i in index.tolist()]
-        groups = None if self.groups is None else self.groups[index]
-        return replace(self, source=source, labels=self.labels[index], groups=groups)
-
-
-def labelled(
-    name: str,
-    split: str,
-    image_size: int | tuple[int, int],
-    most: int | None = None,
-    seed: int = 0,
-    pixels: Pixels = PHOTOGRAPHS,
-    table: Table = NO_TABLE,
-) -> Labelled:
-    """A labelled split of a set by name, at most `most` pictures of it drawn at random, as an encoder sees them.
-
-    table  of labels beside the pictures of a folder; without one its sub-folders are the classes
-    Raises DataError (a ValueError) if it cannot be had, has fewer than two classes or other channels than the encoder,
-    or the table has mistakes.
-    """
-    if (name in SMALL or name in SETS or name == "imagenet") and not pixels.photographs:
-        raise DataError(f"{name} has 3 channels of uint8; this encoder knows {pixels.channels} of {pixels.depth}")
-    if table:
-        if name != "imagenet" and not name.startswith("folder:"):
-            raise DataError(f"a table of labels goes with a folder of pictures (folder:PATH), not with {name!r}")
-        found = labels.read(table, folder_of(name))
-        part = {"train": found.train, "test": found.test}[split]
-        whole = Labelled([(path, "") for path in part.files], part.labels, found.names, image_size, pixels, part.groups)
-    elif name in SMALL:
-        found = toy.load(name, split, max(both(image_size)) if name == "shapes" else None)
-        whole = Labelled(found, found.labels, found.classes, image_size, pixels)
-    elif name in SETS:
-        whole = Labelled(*fetch(name, split), image_size, pixels)
-    else:
-        if name != "imagenet" and not name.startswith(SCHEMES):
-            known = (*SMALL, "imagenet", "folder:PATH", "shards:FOLDER", "hf:PATH_OR_NAME", *SETS)
-            lookup(dict.fromkeys(known), name, "data set")  # raises
-        files, classes = placed(name, split) if name.startswith(SCHEMES[1:]) else split_files(folder_of(name), split)
-        number = {name: i for i, name in enumerate(classes)} | {"": -1}
-        odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
-        if odd:
-            raise DataError(f"{odd[0]} lies in no class folder that training has; {len(odd)} such pictures in {split}")
-        whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, image_size, pixels)
-    if not table and len(whole.classes) < 2:
-        raise DataError(
-            f"{name} has no classes: judge it by at least two class folders, or by a table of labels (--labels)"
-        )
-    if isinstance(whole.source, list) and not pixels.photographs:
-        compare([path for path, _ in whole.source], pixels)
-    if most is None or most >= len(whole):
-        return whole
-    return whole.some(torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most])
-
-
-def placed(name: str, split: str) -> tuple[list[tuple[Place, str]], tuple[str, ...]]:
-    """Pictures of shards or of a table with their classes."""
-    found, called, classes = members(name, split)
-    return [(Place(found, number), label) for number, label in enumerate(called)], classes
-
-
-def split_files(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
-    """Files of a split with their classes; ImageNet calls its test part `val`."""
-    if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
-        _, classes = find(root, "train", SUFFIXES)
-        return pictures_below(root / "val", SUFFIXES), classes
-    return find(root, split, SUFFIXES)
+            file.truncate(size)
+        return torch.from_numpy(np.memmap(file, np.dtype(str(dtype).removeprefix("torch.")), "r+", shape=shape))
 
 
 @torch.no_grad()
+def together(makers: Sequence[Make], data: Labelled, here: World, folder: Path | None = None) -> list[Tensor]:
+    """What each of `makers` makes of all pictures: (S, ...) each, on the CPU, in one pass over the pictures.
+
+    Every process encodes its share and has to call this; the leader gets all rows, the others are left with their own.
+    folder  where large features go
+    """
+    mine = share(len(data), here.rank, here.size)
+    parts = (slice(start, min(start + pictures.CHUNK, mine.stop)) for start in mine[:: pictures.CHUNK])
+    found: list[Tensor] = []
+    with bar(data, len(mine), here) as told, matmul(here.device, "high"):
+        for part, images in ahead(lambda part: (part, sent(data.take(part), here.device)), parts):
+            images = images.to(here.device, non_blocking=True)
+            made = (make(images) for make in makers)
+            for n, x in enumerate(made):
+                if len(found) == n:
+                    rows = len(data) if here.leads else len(mine)
+                    found.append(roomy((rows, *x.shape[1:]), x.dtype, folder))
+                found[n][part.start - mine.start : part.stop - mine.start] = x.cpu()
+            told.update(len(images))
+    found = found or [torch.empty(0) for _ in makers]  # more processes than chunks
+    return [gathered(x, len(data), here) for x in found]
+
+
+def bar(data: Labelled, count: int, here: World) -> tqdm:
+    """Progress over pictures that have to be decoded, if it takes a while."""
+    quiet = isinstance(data.source, ImageSet) or not here.leads
+    return tqdm(total=count, desc="encoding", unit="picture", disable=quiet, delay=2.0, mininterval=1.0)
+
+
+def sent(images: Tensor, device: torch.device) -> Tensor:
+    """Pictures where a copy to the device does not hold up whoever asks for it."""
+    return images.pin_memory() if device.type == "cuda" else images
+
+
+def gathered(x: Tensor, count: int, here: World) -> Tensor:
+    """The rows of all processes at the leader, whose x (count, ...) holds its own first; others keep theirs.
+
+    Rows travel over gloo, so they have to be on the CPU.
+    """
+    for rank in range(1, here.size):
+        rows = share(count, rank, here.size)
+        for first in rows[::SENT]:
+            part = slice(first, min(first + SENT, rows.stop))
+            if here.rank == rank:
+                dist.send(x[part.start - rows.start : part.stop - rows.start].contiguous(), 0)
+            elif here.leads:
+                dist.recv(x[part], rank)
+    return x
+
+
 def pooled(encoder: Encoder, data: Labelled, last: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
     """Average-pooled features of the last `last` blocks, shallow first: (S, last * D), float32, on the CPU."""
-    device = next(encoder.parameters()).device
-    last, found = min(last, len(encoder.blocks)), []
-    encoder.eval()
-    for images in data.chunks():
-        for part in encoder.pixels.normalise(images.to(device)).split(125):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                layers = encoder.layers(part, last)
-            found.append(torch.cat([tokens.float().mean(1) for tokens in layers], dim=1).cpu())
-    return torch.cat(found)
+    return together([averages(encoder, last, dtype)], data, alone(next(encoder.parameters()).device))[0]
+
+
+class Streamed:
+    """A set whose pictures are too many to keep: read, and what is made of them made, when they are asked for."""
+
+    def __init__(self, data: Labelled, make: Make | None = None) -> None:
+        self.data, self.make = data, make
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """Pictures, or what is made of them, of each index (B,), on the device."""
+        for images in ahead(lambda index: sent(self.data.take(index), device), indices):
+            images = images.to(device, non_blocking=True)
+            if self.make is None:
+                yield images
+            else:
+                with torch.no_grad():
+                    made = torch.cat([self.make(part) for part in images.split(pictures.CHUNK)])
+                yield made
+
+
+Source = Tensor | Streamed  # pictures (S, C, H, W) or tokens (S, N, D): kept, or made anew
+
+
+def batches(source: Source, indices: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The samples of each index (B,), on the device."""
+    if isinstance(source, Streamed):
+        return source.batches(indices, device)
+    return (source[index.to(source.device)].to(device) for index in indices)
+
+
+def pictures_of(data: Labelled) -> Source:
+    """Pictures in their own units: all at once where they take at most KEPT bytes."""
+    return data.images() if data.nbytes <= KEPT else Streamed(data)
 
 
 @torch.no_grad()
-def tokens(encoder: Encoder, data: Labelled, dtype: torch.dtype = torch.float32) -> Tensor:
-    """All tokens of the last layer in half precision: (S, N, D), on the CPU."""
-    device = next(encoder.parameters()).device
-    found = []
-    encoder.eval()
-    for images in data.chunks():
-        for part in encoder.pixels.normalise(images.to(device)).split(125):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                found.append(encoder(part).half().cpu())
-    return torch.cat(found)
+def tokens_of(encoder: Encoder, data: Labelled, here: World, dtype: torch.dtype = torch.float32) -> Source:
+    """All tokens of the last layer in half precision (S, N, D): kept where they take at most KEPT bytes.
+
+    Every process keeps all of them, for any may be drawn in it.
+    """
+    make = all_tokens(encoder, dtype)
+    one = make(data.take(slice(0, 1)).to(here.device))
+    if len(data) * one.nbytes > KEPT:
+        return Streamed(data, make)
+    return placed(together([make], data, alone(here.device))[0], here.device)

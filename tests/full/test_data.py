@@ -19,7 +19,7 @@ from PIL import Image
 from full_ijepa import data, pixels, streams
 from full_ijepa.crops import augment
 from full_ijepa.crops import cut as cut_out
-from full_ijepa.evaluate.features import labelled
+from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.order import Micro, accumulation, mix, order, plan
 from full_ijepa.streams import Resident, Stream, told_plainly
 from full_ijepa.train import pretrain

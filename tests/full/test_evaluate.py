@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from full_ijepa import evaluate as package
-from full_ijepa.evaluate import evaluate, heads, run
-from full_ijepa.evaluate.features import labelled, pooled, tokens
-from full_ijepa.evaluate.run import few_labels, load_run, nearest
+from full_ijepa.evaluate import evaluate, heads, protocols, tuning
+from full_ijepa.evaluate.features import alone, pooled, tokens_of
+from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.evaluate.protocols import few_labels, nearest
+from full_ijepa.evaluate.run import load_run
 from full_ijepa.labels import Table
 from full_ijepa.pixels import PHOTOGRAPHS, decoded
 from full_ijepa.recipes import RECIPES
@@ -85,7 +87,7 @@ def test_attention_reads_tags_and_numbers(task):
     x, answer = torch.randn(600, 3, 12), torch.randn(600, 2)
     x[:, :, :2] = answer[:, None]
     y = answer > 0 if task == "tags" else 100 * answer + 1000
-    scores = heads.attentive(x[:400], y[:400], x[400:], 2, 2, torch.device("cpu"), epochs=40).scores
+    scores = tuning.attentive(x[:400], y[:400], x[400:], 2, 2, alone(), epochs=40).scores
     if task == "tags":
         assert ((scores > 0.5) == y[400:]).double().mean() > 0.85
     else:
@@ -108,7 +110,7 @@ def test_attention_reads_one_token_among_many():
         return x.half(), y
 
     (x, y), (x_test, y_test) = draw(1500), draw(500)
-    found = heads.attentive(x, y, x_test, 2, 3, torch.device("cpu"), epochs=8)
+    found = tuning.attentive(x, y, x_test, 2, 3, alone(), epochs=8)
     mean = heads.linear(x.float().mean(1), y, x_test.float().mean(1), 2)
     attended, averaged = ((v.predicted == y_test).double().mean().item() for v in (found, mean))
     assert attended > averaged + 0.1
@@ -119,7 +121,7 @@ def test_finetune_moves_a_copy_and_learns(recipe, pictures):
     encoder = build_encoder("toy", 16, 4)
     before = encoder.patch_embed.proj.weight.clone()
     train, test = (labelled(recipe.data, split, 16) for split in ("train", "test"))
-    found = heads.finetune(encoder, train.images(), train.labels, test.images(), 2, recipe, epochs=4)
+    found = tuning.finetune(encoder, train.images(), train.labels, test.images(), 2, recipe, epochs=4)
     assert torch.equal(encoder.patch_embed.proj.weight, before)
     assert (found.predicted == test.labels).double().mean() > 0.9
 
@@ -127,19 +129,19 @@ def test_finetune_moves_a_copy_and_learns(recipe, pictures):
 def test_finetune_predicts_numbers_in_their_unit(recipe, pictures):
     train, test = (labelled(recipe.data, split, 16) for split in ("train", "test"))
     y, truth = (100.0 * part.labels[:, None] + 1000 for part in (train, test))
-    found = heads.finetune(build_encoder("toy", 16, 4), train.images(), y, test.images(), 1, recipe, epochs=12)
+    found = tuning.finetune(build_encoder("toy", 16, 4), train.images(), y, test.images(), 1, recipe, epochs=12)
     assert (found.scores - truth).abs().mean() < 40
 
 
 def test_layer_decay_reaches_every_parameter_once():
-    model = heads.Classifier(build_encoder("toy", 16, 4, positions="fixed"), 2)
+    model = tuning.Classifier(build_encoder("toy", 16, 4, positions="fixed"), 2)
     groups = model.groups(0.5)
     assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in model.parameters())
     assert [g["share"] for g in groups] == [0.5**n for n in (5, 4, 3, 2, 1, 0)]
 
 
 def test_layer_decay_reaches_learned_positions():
-    model = heads.Classifier(build_encoder("toy", 16, 4, positions="learned", drop_path=0.3), 2)
+    model = tuning.Classifier(build_encoder("toy", 16, 4, positions="learned", drop_path=0.3), 2)
     assert any(p is model.encoder.pos_embed for p in model.groups(0.5)[0]["params"])
     assert model.encoder.blocks.rates == [0.0] * 4
 
@@ -177,19 +179,19 @@ def test_nearest_is_the_object_that_hides_the_others():
 
 def test_dense_asks_which_shape_is_in_front(monkeypatch):
     scenes = {"scene train": (600, 11), "scene test": (200, 12)}
-    monkeypatch.setattr(run, "SCENES", {"train": 600, "test": 200})
+    monkeypatch.setattr(protocols, "SCENES", {"train": 600, "test": 200})
 
     class Knowing:
         """Features that say which silhouette is nearest, and nothing else."""
 
-        recipe, seed = RECIPES["smoke"].replace(image_size=16), 0
+        recipe, seed, device = RECIPES["smoke"].replace(image_size=16), 0, torch.device("cpu")
 
         def features(self, data, part):
             count, seed = scenes[part]
-            factors = shapes.generate(count, seed, 16, most=run.MOST).factors
+            factors = shapes.generate(count, seed, 16, most=protocols.MOST).factors
             return F.one_hot(nearest(factors, "shape").long(), len(shapes.CLASSES)).float()
 
-    found = run.dense(Knowing())
+    found = protocols.dense(Knowing())
     assert found["front"] == 100
     assert found["accuracy"] < 40, "the number of objects is not in it"
     assert found["nearest_x_r2"] < 10
@@ -206,7 +208,7 @@ def trained(tmp_path_factory, pictures):
 
 
 def test_every_protocol_on_a_run(trained, monkeypatch):
-    monkeypatch.setattr(package.run, "SCENES", {"train": 60, "test": 40})
+    monkeypatch.setattr(protocols, "SCENES", {"train": 60, "test": 40})
     found = evaluate(trained, package.PROTOCOLS, seeds=(0, 1))
     assert set(found["protocols"]) == set(package.PROTOCOLS)
     for name, rows in found["protocols"].items():
@@ -265,8 +267,8 @@ def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
 def test_features_are_the_same_whatever_the_chunk(trained, monkeypatch):
     recipe, method, _ = load_run(trained)
     data = labelled(recipe.data, "test", 16)
-    whole, all_tokens = pooled(method.target, data), tokens(method.target, data)
-    monkeypatch.setattr(package.features, "CHUNK", 7)
+    whole, all_tokens = pooled(method.target, data), tokens_of(method.target, data, alone())
+    monkeypatch.setattr(package.pictures, "CHUNK", 7)
     assert torch.allclose(whole, pooled(method.target, data), atol=1e-5)
     assert torch.allclose(all_tokens.float().mean(1), whole[:, -96:], atol=2e-3)
 

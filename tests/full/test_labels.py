@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from full_ijepa import data
-from full_ijepa.evaluate import heads
-from full_ijepa.evaluate.features import labelled
-from full_ijepa.evaluate.run import few_labels
+from full_ijepa.evaluate import heads, paper, tuning
+from full_ijepa.evaluate.features import alone
+from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.evaluate.protocols import few_labels
 from full_ijepa.labels import Table, apart, read, task_of
 from full_ijepa.train import pretrain
 from toy_ijepa.folders import DataError
@@ -320,15 +321,17 @@ def test_what_is_held_out_parts_no_group():
 def test_heads_choose_without_parting_groups(monkeypatch):
     """Every head that chooses hands its groups to what holds out."""
     seen = []
-    monkeypatch.setattr(
-        heads, "hold_out", lambda count, seed, groups=None: seen.append(groups) or apart(groups, 0.3, 0)
-    )
+    for module in (heads, tuning, paper):
+        monkeypatch.setattr(
+            module, "hold_out", lambda count, seed, groups=None: seen.append(groups) or apart(groups, 0.3, 0)
+        )
     x, groups = torch.randn(40, 5, 6), torch.arange(40) // 4
     y = torch.arange(40) % 2
     heads.linear(x[:, 0], y, x[:, 0], 2, epochs=1, groups=groups)
     heads.ridge(x[:, 0], y.float()[:, None], x[:, 0], groups=groups)
-    heads.attentive(x.half(), y, x.half(), 2, 2, torch.device("cpu"), epochs=1, groups=groups)
-    assert len(seen) == 3
+    tuning.attentive(x.half(), y, x.half(), 2, 2, alone(), epochs=1, groups=groups)
+    paper.linear({"last": (x[:, 0], x[:, 0])}, y, 2, groups=groups, epochs=1)
+    assert len(seen) == 3 + 2
     assert all(torch.equal(g, groups) for g in seen)
 
 

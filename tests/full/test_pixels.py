@@ -13,7 +13,7 @@ from PIL import Image
 
 from full_ijepa import formats
 from full_ijepa.data import Resident, Stream, draw_crops, probe_set, settled, training_set
-from full_ijepa.evaluate.features import labelled
+from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.run import evaluate, load_run
 from full_ijepa.formats import Kind, describe, read_values
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels, compare, fit, measure, settle

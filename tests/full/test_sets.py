@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from full_ijepa.evaluate.features import labelled
+from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.sets import BY_HAND, SETS, fetch, labels_of
 from toy_ijepa.folders import DataError
 

@@ -1,0 +1,302 @@
+"""The protocols: each is asked of a `Subject`, an encoder with the pictures that it is judged on."""
+
+# Shape legend:  S pictures  F features  c classes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from full_ijepa import metrics
+from full_ijepa.distributed import World
+from full_ijepa.evaluate import heads, paper, tuning
+from full_ijepa.evaluate.features import Make, alone, averages, matmul, pictures_of, together, tokens_of
+from full_ijepa.evaluate.pictures import Labelled
+from full_ijepa.labels import Task, task_of
+from full_ijepa.order import mix
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import precision_of
+from full_ijepa.vit import Encoder
+from toy_ijepa import shapes
+from toy_ijepa.data import ImageSet
+from toy_ijepa.probing import pixel_features
+
+SHARES = (0.01, 0.1)  # of the labels, for low-shot; and so many of each class:
+SHOTS = (1, 5, 20)
+FEW_RATE, FEW_PENALTY = 1e-2, 1.0  # of classes and tags, and of numbers, on a handful of labels
+DRAWS = 3  # random choices of the few labels; their spread is reported
+SCENES = {"train": 8000, "test": 2000}  # embedded pictures of the dense tasks
+MOST = 5  # objects of a scene
+
+
+@dataclass
+class Subject:
+    """An encoder under judgement, or pixels (encoder None), and the data it is judged on.
+
+    known   features that were computed already
+    here    the process among others, which encode together; without it, it is alone on its device
+    folder  where features go that are too large for memory
+    """
+
+    encoder: Encoder | None
+    recipe: Recipe
+    train: Labelled
+    test: Labelled
+    device: torch.device
+    seed: int = 0
+    known: dict[str, Tensor] = field(default_factory=dict)
+    here: World | None = None
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.here = self.here or alone(self.device)
+
+    @property
+    def make(self) -> Make:
+        """Makes features of all layers that are asked for: (B, F)."""
+        if self.encoder is not None:
+            return averages(self.encoder, 4, self.dtype)
+        return lambda images: pixel_features(self.train.pixels.scaled(images))
+
+    def features(self, data: Labelled, key: str, layers: Literal["last", "last4"] = "last") -> Tensor:
+        """Features (S, F) of a set, on the CPU, remembered under a key."""
+        if key not in self.known:
+            learn([self], data, key)
+        found = self.known[key]
+        return found if layers == "last4" or self.encoder is None else found[:, -self.encoder.width :]
+
+    def pair(self, layers: Literal["last", "last4"] = "last") -> tuple[Tensor, Tensor]:
+        return self.features(self.train, "train", layers), self.features(self.test, "test", layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in where it encodes."""
+        return precision_of(self.recipe, self.device)
+
+    @property
+    def classes(self) -> int:
+        """How many classes, tags or columns of numbers."""
+        return len(self.train.classes)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.train.labels)
+
+
+def learn(subjects: Sequence[Subject], data: Labelled, key: str) -> None:
+    """Each subject gets its features of a set under a key, in one pass for all; those that share what they know, once.
+
+    All processes have to call it.
+    """
+    lacking = {id(s.known): s for s in subjects if key not in s.known}
+    if lacking:
+        first = next(iter(lacking.values()))
+        found = together([s.make for s in lacking.values()], data, first.here, first.folder)
+        for s, x in zip(lacking.values(), found, strict=True):
+            s.known[key] = x
+
+
+def judged(verdict: heads.Verdict, test: Labelled) -> dict[str, Any]:
+    """All numbers of the task, and the rate (or penalty) that was chosen."""
+    return metrics.judged(verdict.scores, test.labels, test.classes) | dict(rate=verdict.rate)
+
+
+def knn(s: Subject) -> dict[str, Any]:
+    """20 nearest neighbours by cosine, last layer."""
+    return metrics.judged(near(s, *s.pair()), s.test.labels, s.test.classes)
+
+
+def near(s: Subject, x: Tensor, x_test: Tensor) -> Tensor:
+    """What the nearest neighbours in x say of x_test: (S, c)."""
+    with matmul(s.device, "highest"):
+        return metrics.neighbours(x, s.train.labels, x_test, s.classes, device=s.device)
+
+
+def fitted(s: Subject, x: Tensor, y: Tensor, x_test: Tensor, groups: Tensor | None, few: bool = False) -> heads.Verdict:
+    """What is linear in features: logistic for classes and tags, ridge regression for numbers.
+
+    few  a handful of labels leaves nothing to choose on: the same rate or penalty for everybody
+    """
+    if s.task == "numbers":
+        return heads.Verdict(*heads.ridge(x, y, x_test, s.seed, groups, FEW_PENALTY if few else None, s.device))
+    rate = FEW_RATE if few else None
+    return heads.linear(x, y, x_test, s.classes, s.seed, rate=rate, groups=groups, device=s.device)
+
+
+def linear(s: Subject) -> dict[str, Any]:
+    """A linear layer on averaged features of the last block, and of the last four."""
+    found = {}
+    for layers in ("last", "last4"):
+        x, x_test = s.pair(layers)
+        found[layers] = judged(fitted(s, x, s.train.labels, x_test, s.train.groups), s.test)
+    more = {f"{name}_last4": found["last4"][name] for name in (metrics.SHOWN[s.task][0], "rate")}
+    return found["last"] | more
+
+
+def paper_linear(s: Subject) -> dict[str, Any]:
+    """The linear probe of the paper's appendix (full_ijepa.evaluate.paper)."""
+    sets = {layers: s.pair(layers) for layers in (("last",) if s.encoder is None else ("last", "last4"))}
+    verdict, setting = paper.linear(sets, s.train.labels, s.classes, s.seed, s.train.groups, s.device)
+    return judged(verdict, s.test) | dict(layers=setting.layers, norm=setting.norm, decay=setting.decay)
+
+
+def attentive(s: Subject) -> dict[str, Any] | None:
+    """One learned query over all frozen tokens, then a linear layer. All processes have to call it."""
+    if s.encoder is None:
+        return None
+    x, x_test = (tokens_of(s.encoder, data, s.here, s.dtype) for data in (s.train, s.test))
+    args = x, s.train.labels, x_test, s.classes, s.encoder.config["heads"], s.here, s.seed
+    found = tuning.attentive(*args, groups=s.train.groups)
+    return judged(found, s.test) if s.here.leads else None
+
+
+def finetune(s: Subject) -> dict[str, Any] | None:
+    """Everything is trained on the labels. All processes have to call it."""
+    if s.encoder is None:
+        return None
+    args = pictures_of(s.train), s.train.labels, pictures_of(s.test), s.classes, s.recipe, s.seed
+    found = tuning.finetune(s.encoder, *args, dtype=s.dtype, groups=s.train.groups, here=s.here)
+    return judged(found, s.test) if s.here.leads else None
+
+
+def lowshot(s: Subject) -> dict[str, Any]:
+    """What is linear, on few labels: 1 %, 10 %, and n of each class; mean and spread over DRAWS choices of them.
+
+    Raises ValueError if there are too few labels for any of it.
+    """
+    x, x_test = s.pair()
+    found: dict[str, Any] = {}
+    name = metrics.SHOWN[s.task][0]
+    wanted = {f"{share:.0%}": ("share", share) for share in SHARES}
+    if s.task == "classes":  # a picture may have several tags, and a number has no class
+        wanted |= {f"{n} a class": ("each", n) for n in SHOTS}
+    for label, (kind, amount) in wanted.items():
+        scores = []
+        for draw in range(DRAWS):
+            few = few_labels(s.train.labels, kind, amount, mix(s.seed, "few", draw))
+            if len(few) < 2:
+                break
+            verdict = fitted(s, x[few], s.train.labels[few], x_test, None, few=True)
+            scores.append(metrics.judged(verdict.scores, s.test.labels, s.test.classes)[name])
+        if scores:
+            found[label] = {name: mean(scores), "spread": stdev(scores), "labels": len(few)}
+    if not found:
+        raise ValueError(f"lowshot takes {SHARES[-1]:.0%} of the labels, and {len(s.train)} are too few: leave it out")
+    return {name: next(reversed(found.values()))[name], "curve": found}
+
+
+def few_labels(labels: Tensor, kind: str, amount: float, seed: int) -> Tensor:
+    """Numbers of a few samples: a share of all, or so many of each class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if kind == "share":
+        return order[: round(amount * len(labels))]
+    return torch.cat([order[labels[order] == c][: int(amount)] for c in labels.unique()])
+
+
+def dense(s: Subject) -> dict[str, Any] | None:
+    """Scenes of objects that hide each other: count, depth and place.
+
+    accuracy  of the number of objects, "front" of the silhouette that lies nearest (an order that only what hides what
+    tells), both from a linear probe; "nearest_size_r2", "nearest_x_r2", "nearest_y_r2" the share of variance explained
+    of that object's size and place. All in per cent.
+    """
+    sets = scenes_of(s)
+    if not sets:
+        return None
+    x, x_test = (s.features(data, key) for key, data in sets.items())
+    factors = {split: data.source.factors for split, data in zip(SCENES, sets.values(), strict=True)}
+    counts = {split: f["count"] - 1 for split, f in factors.items()}
+
+    def classified(labels: dict[str, Tensor], classes: int) -> float:
+        verdict = heads.linear(x, labels["train"], x_test, classes, s.seed, device=s.device)
+        return 100 * (verdict.predicted == labels["test"]).double().mean().item()
+
+    front = {split: nearest(f, "shape").long() for split, f in factors.items()}
+    found = dict(accuracy=classified(counts, MOST), front=classified(front, len(shapes.CLASSES)))
+    for name in ("size", "x", "y"):
+        y, truth = (nearest(f, name) for f in factors.values())
+        guess, _ = heads.ridge(x, y, x_test, s.seed, device=s.device)
+        found[f"nearest_{name}_r2"] = 100 * (1 - ((guess - truth).square().mean() / truth.var(correction=0))).item()
+    return found
+
+
+def scenes_of(s: Subject) -> dict[str, Labelled]:
+    """Drawn scenes, by the key of their features; none for pictures that are not square and coloured."""
+    if not s.recipe.pixels.photographs or len(set(s.recipe.sides)) > 1:
+        return {}
+    return {f"scene {split}": scenes(split, n, s.recipe.sides[0]) for split, n in SCENES.items()}
+
+
+@lru_cache(maxsize=2)
+def scenes(split: str, count: int, side: int) -> Labelled:
+    """Pictures of a split, the same for everybody; `source.factors` says what is in them."""
+    drawn = shapes.generate(count, {"train": 11, "test": 12}[split], side, most=MOST)
+    counts = drawn.factors["count"] - 1
+    return Labelled(ImageSet(drawn.images, counts, (), drawn.factors), counts, (), side)
+
+
+def nearest(factors: dict[str, Tensor], name: str) -> Tensor:
+    """A factor (S,) of the object with depth 1."""
+    where = (factors["object_depth"] == 1).int().argmax(1)
+    return factors[f"object_{name}"].gather(1, where[:, None])[:, 0].float()
+
+
+def resolution(s: Subject) -> dict[str, Any] | None:
+    """kNN with pictures one and a half times and twice as large, through interpolated positions."""
+    if s.encoder is None:
+        return None
+    curve, sets = {}, sizes_of(s)
+    for size in dict.fromkeys(data.sides for data in sets.values()):
+        x, x_test = (s.features(data, key) for key, data in sets.items() if data.sides == size)
+        found = metrics.judged(near(s, x, x_test), s.test.labels, s.test.classes)
+        name = "x".join(map(str, dict.fromkeys(size)))
+        curve[name] = found[metrics.SHOWN[s.task][0]]
+    return {metrics.SHOWN[s.task][0]: curve[name], "curve": curve}
+
+
+def sizes_of(s: Subject) -> dict[str, Labelled]:
+    """Both sets at each size, smallest first, by the key of their features; none for pixels."""
+    if s.encoder is None:
+        return {}
+    patch = s.recipe.patch
+    sizes = {tuple(n * side // 2 // patch * patch for side in s.recipe.sides) for n in (2, 3, 4)}
+    found = {}
+    for size in sorted(sizes):
+        for key, data in (("train", s.train), ("test", s.test)):
+            found[key if size == data.sides else f"{key} {size}"] = data.at(size)
+    return found
+
+
+def own_sets(s: Subject) -> dict[str, Labelled]:
+    """Both sets as they are, by the key of their features."""
+    return {"train": s.train, "test": s.test}
+
+
+PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
+    "knn": knn,
+    "linear": linear,
+    "paper": paper_linear,
+    "attentive": attentive,
+    "finetune": finetune,
+    "lowshot": lowshot,
+    "dense": dense,
+    "resolution": resolution,
+}
+# What is trained with the encoder in the loop, by all processes; all others need the features of these sets, and then
+# the leader alone.
+TRAINED = ("attentive", "finetune")
+NEEDED: dict[str, Callable[[Subject], dict[str, Labelled]]] = {
+    "knn": own_sets,
+    "linear": own_sets,
+    "paper": own_sets,
+    "lowshot": own_sets,
+    "dense": scenes_of,
+    "resolution": sizes_of,
+}
