@@ -151,11 +151,11 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     checkpoint: str = "last",
 ) -> int:
-    """Judge a run beside a random encoder and pixels; writes RUN/evaluation.json.
+    """Judge a run beside a random encoder and pixels; under torchrun all processes encode. Writes RUN/evaluation.json.
 
     Args:
         run: the --out of a pretrain
-        protocols: how to judge; all choices are made on training data
+        protocols: how to judge; all choices are made on training data; "paper" is the linear probe of its appendix
         data: judge on another set (transfer): a name ("clevr-count" and torchvision's among them), folder:PATH,
             shards:FOLDER or hf:PATH_OR_NAME
         encoder: I-JEPA's target encoder, or its context encoder; MAE has one
@@ -167,32 +167,40 @@ def evaluate(
             RUN/evaluation-CHECKPOINT.json
     """
     options = dict(data=data, encoder=encoder, table=table, most=most, seeds=seeds, device=device, which=checkpoint)
-    print(judging.table(judging.evaluate(run, protocols, **options)))
+    if found := judging.evaluate(run, protocols, **options):  # only the process that leads has it
+        print(judging.table(found))
     return 0
 
 
-def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report.html"), checkpoint: str = "last") -> int:
+def report(
+    runs: Positional[tuple[Path, ...]],
+    out: Path = Path("report.html"),
+    checkpoint: str = "last",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> int:
     """One self-contained HTML page of one or more runs.
 
     Args:
         runs: the --out of each pretrain
         out: the file to write
         checkpoint: "last", "best" or a step, for pictures, features and the evaluation that is shown
+        device: where to encode
     """
     from full_ijepa import report as reporting  # draws: a slow import that only this command needs
 
-    print(f"written: {reporting.write(runs, out, checkpoint)}")
+    print(f"written: {reporting.write(runs, out, checkpoint, device)}")
     return 0
 
 
-def doctor(run: Positional[Path], checkpoint: str = "last") -> int:
+def doctor(run: Positional[Path], checkpoint: str = "last", device: Literal["auto", "cpu", "cuda"] = "auto") -> int:
     """Say what is wrong with a run, and what to try.
 
     Args:
         run: the --out of a pretrain
         checkpoint: whose features are looked at: "last", "best" or a step
+        device: where to encode
     """
-    print(examining.report(examining.chart_of(run, checkpoint)))
+    print(examining.report(examining.chart_of(run, checkpoint, device)))
     return 0
 
 

@@ -19,10 +19,12 @@ from full_ijepa import balance
 from full_ijepa.balance import LEFT, momentum_for, rate_for, width_of, workers_advice
 from full_ijepa.checkpoint import Best, CheckpointError
 from full_ijepa.data import probe_set
+from full_ijepa.evaluate.features import device_of, matmul
 from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.journal import read_rows
 from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import precision_of
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
 from toy_ijepa.probing import features
 
@@ -303,12 +305,15 @@ def on_the_way(recipe: Recipe, rows: list[dict[str, float]]) -> list[Finding]:
     return [finding for check in ON_THE_WAY for finding in check(Chart(recipe, rows))]
 
 
-def chart_of(out: Path, which: str = "last") -> Chart:
+def chart_of(out: Path, which: str = "last", device: str = "auto") -> Chart:
     """A run's history and recipe, the health of a checkpoint's features, and kNN of its encoder beside a random one.
 
-    which  the checkpoint: "last", "best" or a step; the history is the whole run's
-    A run without a whole checkpoint is judged by its history alone. Raises ValueError if there is no history.
+    which   the checkpoint: "last", "best" or a step; the history is the whole run's
+    device  where to encode: on a GPU in the run's precision, on a CPU in float32
+    A run without a whole checkpoint is judged by its history alone. Raises ValueError if there is no history, or no GPU
+    where "cuda" asks for one.
     """
+    where = device_of(device)
     try:
         rows = read_rows(out / "history.jsonl")
         said = json.loads((out / "recipe.json").read_text())
@@ -316,7 +321,7 @@ def chart_of(out: Path, which: str = "last") -> Chart:
         raise ValueError(f"{out} holds no run ({error}); give the --out of a pretrain") from error
     recipe = Recipe.read(said)
     try:
-        _, method, step = load_run(out, which=which)
+        _, method, step = load_run(out, where, which)
     except CheckpointError:
         if which != "last":
             raise
@@ -328,12 +333,13 @@ def chart_of(out: Path, which: str = "last") -> Chart:
     if found is None:
         return Chart(recipe, rows, finished=finished, checkpoint=said)
     bank, bank_labels, queries, labels = found
-    with torch.no_grad():
-        state = health(method.probed(recipe.pixels.normalise(queries[:256])))
-    scores = []
-    for encoder in (method.probed, fresh(recipe, 0)):
-        x = [features(encoder, recipe.pixels.scaled(images), batch=100) for images in (bank, queries)]
-        scores.append(knn_score(x[0], bank_labels, x[1], labels))
+    dtype, scores = precision_of(recipe, where) if where.type == "cuda" else torch.float32, []
+    with matmul(where, "high"), torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad():
+            state = health(method.probed(recipe.pixels.normalise(queries[:256].to(where))).float())
+        for encoder in (method.probed, fresh(recipe, 0).to(where)):
+            x = [features(encoder, recipe.pixels.scaled(images), batch=100) for images in (bank, queries)]
+            scores.append(knn_score(x[0], bank_labels, x[1], labels))
     return Chart(recipe, rows, state, (scores[0], scores[1]), finished, said)
 
 

@@ -146,10 +146,10 @@ def neighbours(
         cosine, index = torch.cat([best[0], cosine], dim=1), torch.cat([best[1], index + first], dim=1)
         cosine, order = cosine.topk(min(k, cosine.shape[1]), dim=1)
         best = cosine, index.gather(1, order)
-    y, said = y.to(device), []
+    y, known, said = y.to(device), torch.eye(count, device=device), []
     for cosine, index in zip(*(part.split(1000) for part in best), strict=True):
-        near = F.one_hot(y[index], count) if task_of(y) == "classes" else y[index]  #  (b, k, c)
-        said.append(torch.einsum("bk,bkc->bc", (cosine / temperature).softmax(1), near.float()).cpu())
+        near = known[y[index]] if task_of(y) == "classes" else y[index].float()  #    (b, k, c)
+        said.append(torch.einsum("bk,bkc->bc", (cosine / temperature).softmax(1), near).cpu())
     return torch.cat(said)
 
 

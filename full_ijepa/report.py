@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from full_ijepa import doctor, lookpage, page
 from full_ijepa.cost import span
-from full_ijepa.evaluate.features import pooled
+from full_ijepa.evaluate.features import device_of, matmul, pooled
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.evaluate.tables import cells, read_evaluation, suffix_of, told
@@ -30,6 +30,7 @@ from full_ijepa.methods import IJEPA
 from full_ijepa.metrics import WORDS, shown
 from full_ijepa.page import escaped, listed, picture, rows_table, short
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import precision_of
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError
 from toy_ijepa.training import History
@@ -95,9 +96,12 @@ def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:
     return figure
 
 
-def pictures_of(out: Path, name: str, evaluation: dict[str, Any], which: str = "last") -> list[str]:
+def pictures_of(
+    out: Path, name: str, evaluation: dict[str, Any], which: str = "last", device: str = "auto"
+) -> list[str]:
     """Masks, imagination (I-JEPA) and a t-SNE map of one run; none where its data cannot be had."""
-    recipe, method, _ = load_run(out, which=which)
+    where = device_of(device)
+    recipe, method, _ = load_run(out, where, which)
     said = evaluation.get("table")
     table = Table(**said | dict(label_column=tuple(said["label_column"]))) if said else Table.of(recipe)
     try:
@@ -114,12 +118,15 @@ def pictures_of(out: Path, name: str, evaluation: dict[str, Any], which: str = "
             "Pictures, their masks (context green, targets coloured, neither grey), and what the context encoder sees"
         )
         found.append(picture(plots.masks(seen, drawn, method.encoder.grid), f"{name}: {words}"))
-        shelf = imagination.gallery(method, pixels.scaled(shelf_pictures))
-        patches, _ = imagination.imagine(method, pixels.scaled(some), drawn, shelf)
+        with matmul(where, "high"):
+            shelf = imagination.gallery(method, pixels.scaled(shelf_pictures.to(where)))
+            patches = imagination.imagine(method, pixels.scaled(some.to(where)), drawn.to(where), shelf)[0].cpu()
         patches = pixels.rgb(patches.unflatten(-1, (pixels.channels, -1)), -2).flatten(-2).clamp(0, 1)
         words = "Imagination: targets filled with the training patch whose feature is nearest to the predicted one"
         found.append(picture(plots.imagination(seen, drawn, patches, recipe.patch), f"{name}: {words}"))
-    maps = {page.drawn(name, 40): pooled(method.probed, test, 1), "random encoder": pooled(fresh(recipe, 0), test, 1)}
+    encoders = {page.drawn(name, 40): method.probed, "random encoder": fresh(recipe, 0).to(where)}
+    dtype = precision_of(recipe, where) if where.type == "cuda" else torch.float32
+    maps = {who: pooled(encoder, test, 1, dtype) for who, encoder in encoders.items()}
     colours, groups, by = coloured(test)
     words = f"t-SNE maps of {len(test)} test pictures, coloured by {by}"
     found.append(picture(plots.tsne(maps, colours, [page.drawn(g) for g in groups]), f"{name}: {words}"))
@@ -169,12 +176,13 @@ def each_table(own: dict[str, Any], task: Task) -> str:
     return rows_table([head, *(heads[key] for key in known)], rows)
 
 
-def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
+def write(runs: Sequence[Path], target: Path, which: str = "last", device: str = "auto") -> Path:
     """Write the page of these runs at their last, best or some other checkpoint.
 
+    device  where to encode
     Raises ValueError if one of them is no run, or has no such checkpoint.
     """
-    charts = {name: doctor.chart_of(out, which) for name, out in named(runs).items()}
+    charts = {name: doctor.chart_of(out, which, device) for name, out in named(runs).items()}
     parts = ["<h1>I-JEPA and MAE: a report</h1>"]
     judged = f"evaluation{suffix_of(which)}.json"
     evaluations = {name: found for name, out in named(runs).items() if (found := read_evaluation(out / judged))}
@@ -191,7 +199,7 @@ def write(runs: Sequence[Path], target: Path, which: str = "last") -> Path:
     for name, out in named(runs).items():
         parts += [f"<h2>{escaped(name)}</h2>", f"<pre>{escaped(doctor.report(charts[name]))}</pre>"]
         evaluation = evaluations.get(name, {})
-        parts += pictures_of(out, name, evaluation, which)
+        parts += pictures_of(out, name, evaluation, which, device)
         linear = evaluation.get("protocols", {}).get("linear", {})
         own = linear.get(charts[name].recipe.method)
         if own and evaluation["task"] == "classes":

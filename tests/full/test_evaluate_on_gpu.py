@@ -1,0 +1,79 @@
+"""Every protocol on a pretended GPU: nothing mixes devices, and what is large is computed there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from full_ijepa.evaluate import PROTOCOLS, features, heads, protocols
+from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.evaluate.protocols import Subject
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import build_encoder
+from tests.full.pretend_cuda import CUDA, gpu
+
+FREE = 10**12  # bytes that the pretended GPU has
+
+
+@pytest.fixture
+def parts(pictures, monkeypatch):
+    """A recipe and the arguments of a subject, small enough for all protocols."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, FREE))
+    monkeypatch.setattr(protocols, "SCENES", {"train": 40, "test": 20})
+    recipe = Recipe(data=f"folder:{pictures}", image_size=16, encoder="toy", patch=4, precision="fp32")
+    return recipe, *(labelled(recipe.data, split, 16) for split in ("train", "test"))
+
+
+def numbers(found: dict) -> dict[str, float]:
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_mixes_no_devices_and_says_what_a_cpu_says(name, parts):
+    recipe, train, test = parts
+    torch.manual_seed(0)
+    encoder = build_encoder("toy", 16, 4)
+    told = PROTOCOLS[name](Subject(encoder, recipe, train, test, torch.device("cpu")))
+    with gpu() as seen:
+        found = PROTOCOLS[name](Subject(encoder.to(CUDA), recipe, train, test, CUDA))
+        assert seen.kernels
+    assert numbers(found) == pytest.approx(numbers(told), abs=2.0)
+
+
+def test_probes_compute_where_they_are_told():
+    """Features may lie on the CPU: products, neighbours and weights are the device's."""
+    x, y = torch.randn(90, 5), torch.arange(90) % 3
+    with gpu() as seen:
+        for probe in (heads.linear, heads.ridge):
+            seen.forget()
+            options = dict(seed=0, device=CUDA)
+            probe(x, y if probe is heads.linear else x[:, :2], x, *([3] if probe is heads.linear else []), **options)
+            assert seen.kernels["mm"] + seen.kernels["bmm"] > 0, probe
+        seen.forget()
+        protocols.metrics.neighbours(x, y, x, 3, device=CUDA)
+        assert seen.kernels["mm"] == seen.kernels["topk"] / 2 == 1
+
+
+def test_what_the_gpu_has_no_room_for_stays_and_is_brought_in_parts(monkeypatch):
+    """With the same answer."""
+    x, y = torch.randn(90, 5), torch.arange(90) % 3
+    told = heads.linear(x, y, x, 3, epochs=2)
+    for free, there in ((FREE, True), (x.nbytes, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        with gpu():
+            rows, _ = heads.rows_of(x, x, CUDA)
+            assert (rows.x.device == CUDA) == there
+            assert rows[torch.arange(4)].device == CUDA
+            found = heads.linear(x, y, x, 3, epochs=2, device=CUDA)
+        assert torch.allclose(found.scores, told.scores, atol=1e-5)
+
+
+def test_tf32_is_for_encoding_alone(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    with features.matmul(CUDA, "high"):
+        assert torch.get_float32_matmul_precision() == "high"
+        with features.matmul(CUDA, "highest"):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    with features.matmul(torch.device("cpu"), "high"):
+        assert torch.get_float32_matmul_precision() == before

@@ -1,0 +1,208 @@
+"""Evaluation of sets of any size by any number of processes: the same numbers, in memory that does not grow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from full_ijepa.distributed import World
+from full_ijepa.evaluate import features, pictures, run
+from full_ijepa.evaluate.features import Streamed, alone, averages, gathered, share, together
+from full_ijepa.evaluate.pictures import ahead, labelled
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import build_encoder
+from tests.full.test_train import environment
+
+# What both numbers of processes do: features that every protocol uses, and both kinds of training in the loop.
+JOB = """
+import sys
+import torch
+from full_ijepa.distributed import world
+from full_ijepa.evaluate import features, pictures, tuning
+from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import build_encoder
+
+data, out, kept = sys.argv[1], sys.argv[2], int(sys.argv[3])
+pictures.CHUNK, features.KEPT, features.SENT = 8, kept, 5
+with world("cpu") as here:
+    recipe = Recipe(data=data, image_size=16, encoder="toy", patch=4, precision="fp32")
+    train, test = (labelled(data, split, 16) for split in ("train", "test"))
+    torch.manual_seed(0)
+    encoder = build_encoder("toy", 16, 4)
+    x, = features.together([features.averages(encoder)], train, here)
+    sources = [features.tokens_of(encoder, part, here) for part in (train, test)]
+    looked = tuning.attentive(sources[0], train.labels, sources[1], 2, 3, here, epochs=3)
+    sources = [features.pictures_of(part) for part in (train, test)]
+    tuned = tuning.finetune(encoder, sources[0], train.labels, sources[1], 2, recipe, epochs=3, here=here)
+    if here.leads:
+        torch.save([x, looked.scores, looked.rate, tuned.scores, tuned.rate], out)
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, pictures):
+    """Runs JOB in so many processes, with so many bytes kept; gives what it found."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "job.py").write_text(JOB)
+
+    def done(processes: int, kept: int) -> list:
+        out = folder / f"{processes}-{kept}.pt"
+        start = [sys.executable]
+        if processes > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        line = [*start, str(folder / "job.py"), f"folder:{pictures}", str(out), str(kept)]
+        ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        return torch.load(out, weights_only=True)
+
+    return done
+
+
+def test_two_processes_that_keep_nothing_find_what_one_finds_that_keeps_all(job):
+    """Features bit for bit; what is trained but for the order of sums."""
+    (x, looked, rate, tuned, pace), (x2, looked2, rate2, tuned2, pace2) = job(1, 10**9), job(2, 0)
+    assert torch.equal(x, x2)
+    assert (rate, pace) == (rate2, pace2)
+    assert torch.allclose(looked, looked2, atol=1e-4)
+    assert torch.allclose(tuned, tuned2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 3), (124, 2), (125, 2), (1000, 3), (1001, 7)])
+def test_shares_are_whole_chunks_and_the_leader_has_one(count, size):
+    parts = [share(count, rank, size) for rank in range(size)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert all(part.start % pictures.CHUNK == 0 for part in parts if part)
+    assert len(parts[0]) > 0
+
+
+def test_rows_go_to_the_leader_in_order(monkeypatch):
+    """Two processes played by one: what one sends, the other gets."""
+    monkeypatch.setattr(features, "SENT", 100)
+    x, line = torch.arange(300.0)[:, None], []
+    monkeypatch.setattr(features.dist, "send", lambda part, to: line.append(part.clone()))
+    monkeypatch.setattr(features.dist, "recv", lambda room, rank: room.copy_(line.pop(0)))
+    mine = share(300, 1, 2)
+    gathered(x[mine.start :], 300, World(1, 2, torch.device("cpu"), 1))
+    assert [len(part) for part in line] == [50]
+    room = torch.cat([x[: mine.start], torch.zeros(len(mine), 1)])
+    assert torch.equal(gathered(room, 300, World(0, 2, torch.device("cpu"))), x)
+
+
+def test_large_features_lie_in_a_file_that_nobody_sees(monkeypatch, tmp_path, pictures):
+    data, encoder = labelled(f"folder:{pictures}", "train", 16), build_encoder("toy", 16, 4)
+    (kept,) = together([averages(encoder)], data, alone(), tmp_path)
+    monkeypatch.setattr(features, "KEPT", 100)
+    (laid,) = together([averages(encoder)], data, alone(), tmp_path)
+    assert torch.equal(kept, laid)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: type("Usage", (), dict(free=7))())
+    with pytest.raises(OSError, match=r"features need .* make room, or take fewer labels \(--most\)"):
+        together([averages(encoder)], data, alone(), tmp_path)
+
+
+def test_tokens_are_kept_only_while_they_are_few(monkeypatch, pictures):
+    data, encoder = labelled(f"folder:{pictures}", "train", 16), build_encoder("toy", 16, 4)
+    kept = features.tokens_of(encoder, data, alone())
+    assert isinstance(kept, torch.Tensor)
+    assert isinstance(features.pictures_of(data), torch.Tensor)
+    monkeypatch.setattr(features, "KEPT", kept.nbytes - 1)
+    made = features.tokens_of(encoder, data, alone())
+    assert isinstance(made, Streamed)
+    index = torch.tensor([59, 3, 3, 20])
+    (found,) = made.batches([index], torch.device("cpu"))
+    assert torch.allclose(found.float(), kept[index].float(), atol=2e-3)
+    monkeypatch.setattr(features, "KEPT", data.nbytes - 1)
+    (images,) = features.batches(features.pictures_of(data), [index], torch.device("cpu"))
+    assert torch.equal(images, data.images()[index])
+
+
+@pytest.fixture
+def subjects(pictures):
+    recipe = Recipe(data=f"folder:{pictures}", image_size=16, encoder="toy", patch=4, precision="fp32")
+    parts = [labelled(recipe.data, split, 16) for split in ("train", "test")]
+    return run.subjects_of(build_encoder("toy", 16, 4), recipe, *parts, [0, 1, 2], alone(), None)
+
+
+def test_a_set_is_read_once_for_all_and_each_encoder_runs_once(subjects, monkeypatch):
+    """Three seeds: one trained encoder, three random ones, pixels."""
+    read, encoded = [], []
+    take = pictures.Labelled.take
+    monkeypatch.setattr(pictures.Labelled, "take", lambda self, part: read.append(part) or take(self, part))
+    monkeypatch.setattr(
+        features.Encoder, "layers", lambda self, x, last: encoded.append(id(self)) or [x.mean((2, 3))[:, None]]
+    )
+    for protocol in ("knn", "linear", "lowshot"):
+        run.learn_for(protocol, [subject for _, subject in subjects])
+    assert len(read) == 2, "train and test, 60 pictures each"
+    assert sorted(encoded.count(one) for one in set(encoded)) == [2, 2, 2, 2]
+    assert subjects[0][1].known is subjects[3][1].known is not subjects[1][1].known
+
+
+def test_the_paper_chooses_among_all_its_settings(subjects):
+    """And its row stands in the table, with what was chosen."""
+    found = run.PROTOCOLS["paper"](subjects[0][1])
+    assert found["accuracy"] > 90  # stripes across or down
+    assert found["rate"] in (0.01, 0.05, 0.001)
+    assert found["layers"] in ("last", "last4")
+    assert isinstance(found["norm"], bool)
+
+
+def test_what_reads_ahead_keeps_order_stops_early_and_passes_errors_on():
+    started = []
+
+    def work(n: int) -> int:
+        started.append(n)
+        return 10 // (5 - n)
+
+    found = ahead(work, iter(range(1000)))
+    assert [next(found) for _ in range(3)] == [2, 2, 3]
+    found.close()
+    assert len(started) < 1000
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(work, range(6)))
+
+
+GROWING = """
+import resource, sys
+import torch
+from full_ijepa.evaluate import features, pictures, tuning
+from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import Encoder
+
+features.KEPT, pictures.THREADS = 10**6, 2
+recipe = Recipe(image_size=256, encoder="toy", patch=64)
+train, test = (labelled(f"folder:{sys.argv[1]}", split, 256) for split in ("train", "test"))
+encoder = Encoder(256, 64, 24, 1, 2)
+def make(images):  # as many tokens as they like
+    return images[:, :1, ::16, ::16].flatten(1)[:, None].expand(-1, 256, -1).half()
+here = features.alone()
+tuning.attentive(features.Streamed(train, make), train.labels, features.Streamed(test, make), 2, 2, here, epochs=1)
+sources = [features.pictures_of(part) for part in (train, test)]
+tuning.finetune(encoder, sources[0], train.labels, sources[1], 2, recipe, epochs=1)
+features.together([features.averages(encoder)], train, here)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow  # test_tokens_are_kept_only_while_they_are_few is the quick one
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    """Four times as many pictures: their pixels alone would take 118 MB more, their tokens 79 MB."""
+    picture, used = Image.fromarray(np.full((256, 256, 3), 90, np.uint8)), []
+    for count in (200, 800):
+        for kind in ("a", "b"):
+            for split, n in (("train", count // 2), ("test", 20)):
+                (folder := tmp_path / str(count) / split / kind).mkdir(parents=True)
+                for number in range(n):
+                    picture.save(folder / f"{number}.png")
+        line = [sys.executable, "-c", GROWING, str(tmp_path / str(count))]
+        ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        used.append(int(ended.stdout))
+    assert used[1] - used[0] < 40, used
