@@ -107,18 +107,20 @@ class Rows:
     def __len__(self) -> int:
         return len(self.x) if self.index is None else len(self.index)
 
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """Rows (B, F) of these numbers (B,)."""
-        index = index if self.index is None else self.index.to(index.device)[index]
-        return (self.x[index.to(self.x.device)].to(self.device) - self.mean) / self.std
+    def __getitem__(self, part: Tensor | slice) -> Tensor:
+        """Rows (B, F) of a range, or of these numbers (B,)."""
+        if self.index is not None:
+            part = self.index[part] if isinstance(part, slice) else self.index.to(part.device)[part]
+        part = part if isinstance(part, slice) else part.to(self.x.device)
+        return (self.x[part].to(self.device) - self.mean) / self.std
 
     def some(self, index: Tensor) -> Rows:
         """The rows of these numbers, of those that there are."""
         return replace(self, index=index if self.index is None else self.index[index])
 
-    def blocks(self) -> list[Tensor]:
-        """Numbers of the rows, BLOCK at a time."""
-        return list(torch.arange(len(self)).split(BLOCK))
+    def blocks(self) -> list[slice]:
+        """All rows, BLOCK at a time."""
+        return [slice(first, min(first + BLOCK, len(self))) for first in range(0, len(self), BLOCK)]
 
 
 def rows_of(train: Tensor, test: Tensor, device: torch.device | None) -> tuple[Rows, Rows]:
@@ -133,7 +135,7 @@ def fit_linear(x: Tensor | Rows, y: Tensor, classes: int, rates: tuple[float, ..
     """Linear classifiers for all rates at once, by Adam with a cosine schedule: weights and bias (R, c, F + 1)."""
     R, device, y = len(rates), x.device, y.to(x.device)
     weight = torch.zeros(R, classes, x.shape[1] + 1, device=device, requires_grad=True)
-    rate = torch.tensor(rates, device=device)[:, None, None]
+    rate = torch.tensor(rates).to(device)[:, None, None]
     optimiser = torch.optim.Adam([weight], lr=1.0)
     batch = min(256, len(x))
     steps = epochs * (len(x) // batch)
@@ -181,12 +183,11 @@ def linear(
     device  where to compute (default: where the features are)
     """
     x, x_test = rows_of(train, test, device)
-    y = y.to(x.device)
     with matmul(x.device, "high"):
         if rate is None:
             rest, held = hold_out(len(x), seed, groups)
             tried = applied(fit_linear(x.some(rest), y[rest], classes, RATES, epochs, seed), x.some(held))
-            rate, _ = max(zip(RATES, tried, strict=True), key=lambda pair: worth(pair[1], y[held]))
+            rate, _ = max(zip(RATES, tried, strict=True), key=lambda pair: worth(pair[1], y[held].to(x.device)))
         said = applied(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0]
     return Verdict(answer(said, y).cpu(), rate)
 
@@ -223,9 +224,9 @@ def ridge(
     device   where to compute (default: where the features are)
     """
     x, x_test = rows_of(train, test, device)
-    y = y.to(x.device)
 
     def fit(x: Rows, y: Tensor) -> Callable[[float, Rows], Tensor]:
+        y = y.to(x.device)
         mean = y.mean(0)
         gram, cross = moments(x, y - mean)
 
@@ -238,11 +239,14 @@ def ridge(
     with matmul(x.device, "highest"):
         if penalty is None:
             rest, held = hold_out(len(x), seed, groups)
-            scale = y.std(0).clamp_min(1e-6)  # columns of numbers in different units count alike
+            truth, scale = (
+                y[held].to(x.device),
+                y.std(0).clamp_min(1e-6).to(x.device),
+            )  # columns have units of their own
             predict = fit(x.some(rest), y[rest])
 
             def lost(penalty: float) -> float:
-                return ((predict(penalty, x.some(held)) - y[held]) / scale).square().mean().item()
+                return ((predict(penalty, x.some(held)) - truth) / scale).square().mean().item()
 
             penalty = min(PENALTIES, key=lost)
         return fit(x, y)(penalty, x_test).cpu(), penalty

@@ -45,8 +45,8 @@ def fit(x: Rows, y: Tensor, c: int, settings: list[Setting], seed: int, epochs: 
     A local rate belongs to all weights of a layer; biases have none, and no decay.
     Source: You et al. 2017, arXiv:1708.03888, section 4 (LARS).
     """
-    G, generator = len(settings), torch.Generator().manual_seed(seed)
-    rates, decays = (torch.tensor(v, device=x.device) for v in zip(*((s.rate, s.decay) for s in settings), strict=True))
+    G, generator, y = len(settings), torch.Generator().manual_seed(seed), y.to(x.device)
+    rates, decays = (torch.tensor(v).to(x.device) for v in zip(*((s.rate, s.decay) for s in settings), strict=True))
     weight = (STD * torch.randn(1, c, x.shape[1], generator=generator)).to(x.device).repeat(G, 1, 1)  # (G, c, F)
     bias = torch.zeros(G, c, device=x.device)
     turning, shifting = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -96,23 +96,24 @@ def linear(
     labels, back = standardised(y)
     tried: list[tuple[tuple[float, ...], Setting]] = []
 
-    def rows(setting: Setting) -> tuple[Rows, Rows, Tensor]:
+    def rows(setting: Setting) -> tuple[Rows, Rows]:
         """As features are; where there is a norm, it has at last the statistics of all training samples."""
         x, x_test = rows_of(*sets[setting.layers], device)
         if not setting.norm:
             plain = torch.zeros_like(x.mean), torch.ones_like(x.std)
             x, x_test = Rows(x.x, *plain), Rows(x_test.x, *plain)
-        return x, x_test, labels.to(x.device)
+        return x, x_test
 
     for layers, norm in product(sets, (False, True)):
         settings = [Setting(layers, norm, *pair) for pair in product(RATES, DECAYS)]
-        x, _, known = rows(settings[0])
+        x, _ = rows(settings[0])
         rest, held = hold_out(len(x), seed, groups)
         with matmul(x.device, "high"):
-            out = applied(fit(x.some(rest), known[rest], classes, settings, seed, epochs), x.some(held))
-        tried += zip((worth(scores, known[held]) for scores in out), settings, strict=True)
+            out = applied(fit(x.some(rest), labels[rest], classes, settings, seed, epochs), x.some(held))
+        truth = labels[held].to(x.device)
+        tried += zip((worth(scores, truth) for scores in out), settings, strict=True)
     _, best = max(tried, key=lambda pair: pair[0])
-    x, x_test, known = rows(best)
+    x, x_test = rows(best)
     with matmul(x.device, "high"):
-        said = applied(fit(x, known, classes, [best], seed, epochs), x_test)[0].cpu()
+        said = applied(fit(x, labels, classes, [best], seed, epochs), x_test)[0].cpu()
     return Verdict(back(answer(said, labels)), best.rate), best

@@ -92,7 +92,10 @@ class Labelled:
         for array in found:
             if isinstance(array, str):
                 raise DataError(f"a labelled picture cannot be read ({array}); mend it or move it away")
-        return torch.from_numpy(np.stack(found))
+        empty = np.empty(
+            (0, self.pixels.channels, *self.sides), self.pixels.depth
+        )  # of a batch with fewer than processes
+        return torch.from_numpy(np.stack(found) if found else empty)
 
     def chunks(self) -> Iterator[Tensor]:
         """Pictures (<= CHUNK, C, H, W) in order, in their own units, read ahead."""

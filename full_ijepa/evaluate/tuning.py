@@ -131,11 +131,10 @@ def said(
 ) -> Tensor:
     """What modules say of the samples `index` (S,) of a source: (S, R, c), on the CPU; all of it at the leader."""
     mine = share(len(index), here.rank, here.size)
-    parts = index[mine.start : mine.stop].split(JUDGED)
+    parts = [part for part in index[mine.start : mine.stop].split(JUDGED) if len(part)]
     found = [
         torch.stack([module(prepare(x)) for module in modules], dim=1).cpu()
         for x in batches(source, parts, here.device)
-        if len(x)
     ]
     rows = torch.cat(found) if found else torch.empty(0)
     if here.leads and here.size > 1:  # room for those of the others

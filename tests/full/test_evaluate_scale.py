@@ -120,6 +120,8 @@ def test_tokens_are_kept_only_while_they_are_few(monkeypatch, pictures):
     monkeypatch.setattr(features, "KEPT", data.nbytes - 1)
     (images,) = features.batches(features.pictures_of(data), [index], torch.device("cpu"))
     assert torch.equal(images, data.images()[index])
+    (none,) = made.batches([index[:0]], torch.device("cpu"))  # a process without a sample of a last, small batch
+    assert none.shape == (0, *kept.shape[1:])
 
 
 @pytest.fixture
