@@ -183,7 +183,7 @@ recipe = Recipe(image_size=256, encoder="toy", patch=64)
 train, test = (labelled(f"folder:{sys.argv[1]}", split, 256) for split in ("train", "test"))
 encoder = Encoder(256, 64, 24, 1, 2)
 def make(images):  # as many tokens as they like
-    return images[:, :1, ::16, ::16].flatten(1)[:, None].expand(-1, 256, -1).half()
+    return images[:, 0, ::4, ::8].flatten(1)[..., None].expand(-1, -1, 32).half()
 here = features.alone()
 tuning.attentive(features.Streamed(train, make), train.labels, features.Streamed(test, make), 2, 2, here, epochs=1)
 sources = [features.pictures_of(part) for part in (train, test)]
@@ -195,9 +195,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow  # test_tokens_are_kept_only_while_they_are_few is the quick one
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    """Four times as many pictures: their pixels alone would take 118 MB more, their tokens 79 MB."""
+    """Four times as many pictures: their pixels alone would take 88 MB more, their tokens 59 MB."""
     picture, used = Image.fromarray(np.full((256, 256, 3), 90, np.uint8)), []
-    for count in (200, 800):
+    for count in (150, 600):
         for kind in ("a", "b"):
             for split, n in (("train", count // 2), ("test", 20)):
                 (folder := tmp_path / str(count) / split / kind).mkdir(parents=True)
@@ -207,4 +207,4 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr[-3000:]
         used.append(int(ended.stdout))
-    assert used[1] - used[0] < 40, used
+    assert used[1] - used[0] < 30, used
