@@ -123,7 +123,7 @@ class Rows:
         return [slice(first, min(first + BLOCK, len(self))) for first in range(0, len(self), BLOCK)]
 
 
-def rows_of(train: Tensor, test: Tensor, device: torch.device | None) -> tuple[Rows, Rows]:
+def as_rows(train: Tensor, test: Tensor, device: torch.device | None) -> tuple[Rows, Rows]:
     """Both sets of features (S, F), standardised by the first, on the device (default: where they are) if they fit."""
     device = device or train.device
     train, test = placed(train, device), placed(test, device)
@@ -182,7 +182,7 @@ def linear(
     groups  of the training samples (S,): none is parted by what is held out
     device  where to compute (default: where the features are)
     """
-    x, x_test = rows_of(train, test, device)
+    x, x_test = as_rows(train, test, device)
     with matmul(x.device, "high"):
         if rate is None:
             rest, held = hold_out(len(x), seed, groups)
@@ -223,7 +223,7 @@ def ridge(
     penalty  without one it is chosen on a held-out tenth, which parts no group (S,)
     device   where to compute (default: where the features are)
     """
-    x, x_test = rows_of(train, test, device)
+    x, x_test = as_rows(train, test, device)
 
     def fit(x: Rows, y: Tensor) -> Callable[[float, Rows], Tensor]:
         y = y.to(x.device)

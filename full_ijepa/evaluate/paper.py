@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from full_ijepa.evaluate.features import matmul
-from full_ijepa.evaluate.heads import Rows, Verdict, answer, applied, hold_out, loss_of, rows_of, standardised, worth
+from full_ijepa.evaluate.heads import Rows, Verdict, answer, applied, as_rows, hold_out, loss_of, standardised, worth
 
 BATCH, STEPS = 16384, 78  # samples of a step, and steps of an epoch of ImageNet with it
 LEAST = 32  # samples of a step on a small set: a batch norm needs some
@@ -98,7 +98,7 @@ def linear(
 
     def rows(setting: Setting) -> tuple[Rows, Rows]:
         """As features are; where there is a norm, it has at last the statistics of all training samples."""
-        x, x_test = rows_of(*sets[setting.layers], device)
+        x, x_test = as_rows(*sets[setting.layers], device)
         if not setting.norm:
             plain = torch.zeros_like(x.mean), torch.ones_like(x.std)
             x, x_test = Rows(x.x, *plain), Rows(x_test.x, *plain)

@@ -84,12 +84,12 @@ def evaluate(
         for protocol in chosen:
             learn_for(protocol, [subject for _, subject in subjects])
             if protocol in known.TRAINED:
-                judge(protocol, subjects, rows)
+                add(protocol, subjects, rows)
     if not here.leads:  # what is left needs features alone, and may take longer than others wait
         return {}
     for protocol in chosen:
         if protocol not in known.TRAINED:
-            judge(protocol, subjects, rows)
+            add(protocol, subjects, rows)
     known.scenes.cache_clear()
     result = dict(
         run=str(out),
@@ -134,7 +134,7 @@ def learn_for(protocol: str, subjects: Sequence[Subject]) -> None:
         known.learn(those, data, key)
 
 
-def judge(protocol: str, subjects: Sequence[tuple[str, Subject]], rows: dict[str, dict[str, list]]) -> None:
+def add(protocol: str, subjects: Sequence[tuple[str, Subject]], rows: dict[str, dict[str, list]]) -> None:
     """Add what a protocol says of each subject to the rows."""
     for row, subject in subjects:
         found = PROTOCOLS[protocol](subject)

@@ -115,6 +115,14 @@ def test_doctor_speaks(runs, capsys):
     assert re.search(r"step 8: std [\d.]+, effective rank [\d.]+, share of position \d+%", capsys.readouterr().out)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["evaluate", "doctor", "report"])
+def test_a_gpu_that_is_not_there_is_said(runs, command, tmp_path, capsys):
+    line = [command, str(runs / "ijepa"), "--device", "cuda"]
+    assert main([*line, *(["--out", str(tmp_path / "page.html")] if command == "report" else [])]) == 2
+    assert "leave out --device" in capsys.readouterr().err
+
+
 def test_export_opens_elsewhere(runs, tmp_path, capsys):
     x = normalise(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8))
     assert main(["export", str(runs / "mae"), "--out", str(tmp_path / "hf")]) == 0

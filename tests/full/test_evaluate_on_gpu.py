@@ -5,20 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from full_ijepa.evaluate import PROTOCOLS, features, heads, protocols
+from full_ijepa import doctor, metrics, report
+from full_ijepa.evaluate import PROTOCOLS, features, heads, paper, protocols
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import Subject
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.train import pretrain
 from full_ijepa.vit import build_encoder
 from tests.full.pretend_cuda import CUDA, gpu
 
 FREE = 10**12  # bytes that the pretended GPU has
 
 
+@pytest.fixture(autouse=True)
+def room(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, FREE))
+
+
 @pytest.fixture
 def parts(pictures, monkeypatch):
     """A recipe and the arguments of a subject, small enough for all protocols."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, FREE))
     monkeypatch.setattr(protocols, "SCENES", {"train": 40, "test": 20})
     recipe = Recipe(data=f"folder:{pictures}", image_size=16, encoder="toy", patch=4, precision="fp32")
     return recipe, *(labelled(recipe.data, split, 16) for split in ("train", "test"))
@@ -44,14 +50,15 @@ def test_probes_compute_where_they_are_told():
     """Features may lie on the CPU: products, neighbours and weights are the device's."""
     x, y = torch.randn(90, 5), torch.arange(90) % 3
     with gpu() as seen:
-        for probe in (heads.linear, heads.ridge):
+        for probe in (
+            lambda: heads.linear(x, y, x, 3, epochs=1, device=CUDA),
+            lambda: heads.ridge(x, x[:, :2], x, device=CUDA),
+            lambda: paper.linear({"last": (x, x)}, y, 3, device=CUDA, epochs=1),
+            lambda: metrics.neighbours(x, y, x, 3, device=CUDA),
+        ):
             seen.forget()
-            options = dict(seed=0, device=CUDA)
-            probe(x, y if probe is heads.linear else x[:, :2], x, *([3] if probe is heads.linear else []), **options)
-            assert seen.kernels["mm"] + seen.kernels["bmm"] > 0, probe
-        seen.forget()
-        protocols.metrics.neighbours(x, y, x, 3, device=CUDA)
-        assert seen.kernels["mm"] == seen.kernels["topk"] / 2 == 1
+            probe()
+            assert seen.kernels["mm"] + seen.kernels["bmm"] > 0
 
 
 def test_what_the_gpu_has_no_room_for_stays_and_is_brought_in_parts(monkeypatch):
@@ -61,7 +68,7 @@ def test_what_the_gpu_has_no_room_for_stays_and_is_brought_in_parts(monkeypatch)
     for free, there in ((FREE, True), (x.nbytes, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
         with gpu():
-            rows, _ = heads.rows_of(x, x, CUDA)
+            rows, _ = heads.as_rows(x, x, CUDA)
             assert (rows.x.device == CUDA) == there
             assert rows[torch.arange(4)].device == CUDA
             found = heads.linear(x, y, x, 3, epochs=2, device=CUDA)
@@ -77,3 +84,19 @@ def test_tf32_is_for_encoding_alone(monkeypatch):
         assert torch.get_float32_matmul_precision() == "high"
     with features.matmul(torch.device("cpu"), "high"):
         assert torch.get_float32_matmul_precision() == before
+
+
+def test_doctor_and_report_encode_there(recipe, tmp_path, monkeypatch):
+    """With the health and the scores that they have on a CPU."""
+    out = pretrain(recipe.replace(epochs=0.5, warmup_epochs=0.1), tmp_path / "run", progress=False).out
+    told = doctor.chart_of(out, device="cpu")
+    for module in (doctor, report):
+        monkeypatch.setattr(module, "device_of", lambda name: CUDA)
+    with gpu() as seen:
+        found = doctor.chart_of(out, device="cuda")
+        assert seen.kernels["addmm"] + seen.kernels["mm"] > 0
+        seen.forget()
+        assert any("Imagination" in part for part in report.pictures_of(out, "run", {}, device="cuda"))
+        assert seen.kernels["addmm"] + seen.kernels["mm"] > 0
+    assert found.scores == pytest.approx(told.scores, abs=2.0)
+    assert found.features.std == pytest.approx(told.features.std, abs=1e-3)

@@ -179,6 +179,7 @@ from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
 
 features.KEPT, pictures.THREADS = 10**6, 2
+pictures.CHUNK = tuning.BATCH = tuning.JUDGED = 32  # so that few pictures are many batches
 recipe = Recipe(image_size=256, encoder="toy", patch=64)
 train, test = (labelled(f"folder:{sys.argv[1]}", split, 256) for split in ("train", "test"))
 encoder = Encoder(256, 64, 24, 1, 2)
@@ -195,9 +196,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow  # test_tokens_are_kept_only_while_they_are_few is the quick one
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    """Four times as many pictures: their pixels alone would take 88 MB more, their tokens 59 MB."""
+    """Four times as many pictures: their pixels alone would take 118 MB more, their tokens 79 MB."""
     picture, used = Image.fromarray(np.full((256, 256, 3), 90, np.uint8)), []
-    for count in (150, 600):
+    for count in (200, 800):
         for kind in ("a", "b"):
             for split, n in (("train", count // 2), ("test", 20)):
                 (folder := tmp_path / str(count) / split / kind).mkdir(parents=True)
@@ -207,4 +208,4 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr[-3000:]
         used.append(int(ended.stdout))
-    assert used[1] - used[0] < 30, used
+    assert used[1] - used[0] < 40, used
