@@ -152,7 +152,7 @@ def test_features_are_watched_in_the_precision_of_the_run(recipe):
     assert math.isfinite(state.rank)
     assert mean_loss > 0
     large = RECIPES["stl10_vitb16"]
-    look = 12 * cost.block_flops(768, [196] * (train.WATCHED + train.CROPS))
+    look = 12 * cost.block_flops(768, 4 * 768, [196] * (train.WATCHED + train.CROPS))
     assert look < 0.005 * train.SELDOM * large.batch * cost.flops_per_image(large).model
 
 
