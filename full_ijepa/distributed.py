@@ -103,6 +103,10 @@ class World:
         dist.all_reduce(box, how)
         return box.item()
 
+    def agree(self, value: float) -> bool:
+        """Whether a number is the same in all processes."""
+        return self.reduce(value, dist.ReduceOp.MAX) == -self.reduce(-value, dist.ReduceOp.MAX)
+
     @contextmanager
     def leader_first(self) -> Iterator[None]:
         """The leader goes through the body first, then one process of each machine, then the rest.
