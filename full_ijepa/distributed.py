@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)  # a process that waits longer for the others (while they download) gives up
 STEP = timedelta(minutes=10)  # and, once the steps have begun, after this: a hang costs all GPUs
+TEARDOWN = 0.2  # seconds
 ROUND = 10  # optimiser steps on GPUs between two times that processes ask each other whether to stop
 
 
@@ -155,6 +157,9 @@ def world(device: str = "auto") -> Iterator[World]:
     try:
         yield World(rank, size, found, local)
     finally:
+        # TRAP: a thread of gloo's puts away the last message, for which it needs Python's lock. A process that goes on to
+        # take itself apart holds it and waits for the thread, for ever: let the thread have it before.
+        time.sleep(TEARDOWN)
         dist.destroy_process_group()
 
 

@@ -152,6 +152,16 @@ def workers_of(parent: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+@pytest.mark.slow
+def test_processes_take_leave_without_waiting_for_ever(tmp_path):
+    """Again and again, straight after a message: without its pause `world` hung within a hundred rounds."""
+    script = tmp_path / "rounds.py"
+    script.write_text(ROUNDS)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # Each start goes on from the checkpoint of the one before: (processes, more flags, step to stop at).
 LADDERS = {
     "ddp": [(1, [], 7), (2, [], 15)],
@@ -254,6 +264,31 @@ def full(tensors, path, metadata):
     save_file(tensors, path, metadata=metadata)
 checkpoint.save_file = full
 sys.exit(main(["pretrain", "smoke", *sys.argv[1:]]))
+"""
+
+ROUNDS = """
+import os
+import torch
+from torch import nn
+from full_ijepa.distributed import share, world
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.method = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.method(x).sum()
+
+def meet(number):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
+    with world("cpu") as here:
+        model = share(Step, here)
+        model(torch.ones(2, 3)).backward()
+        here.lead(lambda: "")
+
+for number in range(100):
+    meet(number)
 """
 
 SLOW = """
