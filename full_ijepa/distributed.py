@@ -157,8 +157,8 @@ def world(device: str = "auto") -> Iterator[World]:
     try:
         yield World(rank, size, found, local)
     finally:
-        # TRAP: a thread of gloo's puts away the last message, for which it needs Python's lock. A process that goes on to
-        # take itself apart holds it and waits for the thread, for ever: let the thread have it before.
+        # TRAP: a thread of gloo's puts away the last message, for which it needs Python's lock. A process that takes
+        # itself apart holds that lock and waits for the thread, for ever: let the thread have it before.
         time.sleep(TEARDOWN)
         dist.destroy_process_group()
 
