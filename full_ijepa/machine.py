@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from full_ijepa.packing import fits_kernel
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import SIZES
 
@@ -106,14 +107,19 @@ def name_of(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads{unused}"
 
 
-def attention_of(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> str:
-    """The kernel that scaled_dot_product_attention takes for an encoder's heads (names of SDPBackend, lower case)."""
-    if device.type == "cpu":
-        return "plain products"  # toy_ijepa.encoder.Attention
+def attention_of(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel of an encoder's attention on whole pictures (a name of SDPBackend), and on packed contexts."""
+    width, _, heads = SIZES[recipe.encoder]
+    packed = recipe.method == "ijepa" and recipe.contexts == "packed"
+    if device.type == "cpu":  # toy_ijepa.encoder.Attention
+        return "plain products" + (", masked for packed contexts" if packed else "")
     from torch.nn.attention import SDPBackend
 
-    q = torch.empty(1, heads, 64, width // heads, device=device, dtype=dtype)
-    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower()
+    q = torch.empty(1, heads, math.prod(recipe.sides) // recipe.patch**2, width // heads, device=device, dtype=dtype)
+    found = SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower()
+    if not packed:
+        return found
+    return found + (", varlen" if fits_kernel(q[0].transpose(0, 1)) else ", masked") + " for packed contexts"
 
 
 def form_of(parallel: str, size: int, shard_size: int) -> str:
@@ -170,11 +176,10 @@ def memory_peak(device: torch.device) -> float:
 
 def describe(recipe: Recipe, world: World, dtype: torch.dtype) -> dict[str, str | float]:
     """What a run computes on, for the first lines of its history."""
-    width, _, heads = SIZES[recipe.encoder]
     found: dict[str, str | float] = dict(
         device=name_of(world.device),
         precision=str(dtype).removeprefix("torch."),
-        attention=attention_of(world.device, dtype, heads, width),
+        attention=attention_of(recipe, world.device, dtype),
         processes=form_of(recipe.parallel, world.size, recipe.shard_size),
         torch=torch.__version__,
     )

@@ -285,8 +285,7 @@ class Loop:
         if self.leads and "peak_tflops" in found:
             from full_ijepa import cost  # it asks this module
 
-            # What the model needs: blocks that checkpointing computes twice count once.
-            each = cost.flops_per_image(trainer.recipe.replace(checkpointing=False))
+            each = cost.flops_per_image(trainer.recipe).model
             self.share_of_peak = each / (found["peak_tflops"] * 1e12 * trainer.world.size)
         self.probing = None
         if trainer.recipe.probe_epochs:

@@ -163,7 +163,7 @@ def test_mfu_is_said_of_a_known_card_and_of_no_other(tmp_path, recipe, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(machine, "describe", lambda *said: known(*said) | dict(peak_tflops=2.0))
         rows = pretrain(recipe, tmp_path / "known", progress=False).rows
-    flops = cost.flops_per_image(recipe)
+    flops = cost.flops_per_image(recipe).model
     for row in rows:
         assert row["mfu"] == pytest.approx(row["images_per_second"] * flops / 2e12, rel=1e-3, abs=1e-8)
     assert "MFU relative to 2 TFLOP/s (dense bf16)" in capsys.readouterr().err
@@ -183,13 +183,20 @@ def test_only_a_card_has_a_peak(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_kernel_of_attention_is_asked_for_with_the_heads_of_the_recipe(name, monkeypatch):
-    asked = []
+def test_the_kernel_of_attention_is_asked_for_with_the_shapes_of_the_recipe(name, monkeypatch):
+    asked, recipe = [], RECIPES[name]
     monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v: asked.append(q.shape) or 1)
     monkeypatch.setattr(torch, "empty", lambda *shape, device, dtype: torch.zeros(shape, dtype=dtype))
-    width, _, heads = machine.SIZES[RECIPES[name].encoder]
-    assert machine.attention_of(torch.device("cuda"), torch.bfloat16, heads, width) == "flash_attention"
-    assert asked == [(1, heads, 64, width // heads)]
+    monkeypatch.setattr(machine, "fits_kernel", lambda q: asked.append(q.shape) or True)
+    width, _, heads = machine.SIZES[recipe.encoder]
+    tokens = (recipe.sides[0] // recipe.patch) * (recipe.sides[1] // recipe.patch)
+    found = machine.attention_of(recipe, torch.device("cuda"), torch.bfloat16)
+    assert asked[0] == (1, heads, tokens, width // heads)
+    if recipe.contexts == "packed" and recipe.method == "ijepa":
+        assert asked[1] == (tokens, heads, width // heads)
+        assert found == "flash_attention, varlen for packed contexts"
+    else:
+        assert found == "flash_attention"
 
 
 def test_own_time_is_that_of_forward_passes(monkeypatch):
