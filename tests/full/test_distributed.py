@@ -234,7 +234,7 @@ def test_weights_are_gathered_once_a_step_and_are_those_of_the_leader(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     # encoder, target and predictor, and their 4 + 4 + 2 blocks
-    assert found["gathers"] == {"1 x 1": 13, "4 x 1": 13, "4 x 2": 13}
+    assert found["gathers"] == {"cut x 1": 13, "groups x 1": 13, "groups x 2": 13, "packed x 2": 13}
     assert found["types"] == ["c10::BFloat16"]
     assert found["same"]
     assert max(found["losses"]) - min(found["losses"]) < 1e-3  # of one step, in fp32 and in bf16
@@ -316,7 +316,7 @@ def step(model, parts, dtype):
     for part in range(parts):
         with local_only(model, part == parts - 1):
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                loss = model(images, 3)
+                loss = model(images, model.method.draw(8, 3, 3))
             loss.backward()
     model.zero_grad()
     return loss.item()
@@ -324,19 +324,21 @@ def step(model, parts, dtype):
 with world("cpu") as here:
     found = dict(gathers={}, losses=[], same=True)
     bf16 = torch.bfloat16
-    for groups, parts, dtype in ((1, 1, torch.float32), (1, 1, bf16), (4, 1, bf16), (4, 2, bf16)):
-        alone = methods.Step(methods.build(recipe.replace(groups=groups)))
-        model = share(lambda: methods.Step(methods.build(recipe.replace(groups=groups))), here, "fsdp", 0, dtype)
+    packed, cut, grouped = (dict(contexts=name) for name in ("packed", "cut", "groups"))
+    tries = [(cut, 1, torch.float32), (cut, 1, bf16), (grouped, 1, bf16), (grouped, 2, bf16), (packed, 2, bf16)]
+    for contexts, parts, dtype in tries:
+        build = lambda: methods.Step(methods.build(recipe.replace(**contexts)))
+        alone, model = build(), share(build, here, "fsdp", 0, dtype)
         whole = {name: value.full_tensor() for name, value in model.state_dict().items()}
         found["same"] &= all(torch.equal(value, whole[name]) for name, value in alone.state_dict().items())
         found["same"] &= all(torch.equal(a, b) for a, b in zip(alone.buffers(), model.buffers(), strict=True))
         step(model, parts, dtype)  # the first one sets up
         with profile(record_shapes=True) as seen:
             loss = step(model, parts, dtype)
-        found["losses"] += [loss] if parts == groups == 1 else []
+        found["losses"] += [loss] if contexts == cut else []
         events = [event for event in seen.events() if event.name == "c10d::_allgather_base_"]
         if dtype == torch.bfloat16:
-            found["gathers"][f"{groups} x {parts}"] = len(events)
+            found["gathers"][f"{contexts['contexts']} x {parts}"] = len(events)
             found["types"] = sorted({event.input_dtypes[0] for event in events})
     if here.leads:
         print(json.dumps(found))
