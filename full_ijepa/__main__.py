@@ -120,7 +120,8 @@ def pretrain(
         recipe: which run; its fields are flags
         out: folder to write to (default: runs/ and the recipe's method and data)
         resume: "auto" continues from the newest whole checkpoint in --out, or starts if there is none
-        device: where to compute; "auto" is the GPU if there is one
+        device: where to compute; "auto" is the GPU if there is one, and the CPU only where no GPU is to be seen and
+            torchrun did not start this
         dry_run: print parameters, FLOPs, memory and time estimated for this device, which batch, rate and momentum go
             together, and train nothing
     """

@@ -4,8 +4,9 @@ Beside the last ones lies the best by held-out probe or, without labels, by effe
 nothing. It holds the method's weights alone.
 
 One safetensors file a checkpoint: `model.*` the method's weights, `optimiser.<parameter>.<name>` the optimiser's state,
-and a description with the step, the recipe, and a fingerprint of the numbers. Data order, crops, masks and stochastic
-depth are functions of the seed and the step (full_ijepa.data), so there is no random state to save.
+and a description with the step, the recipe, and a fingerprint of the numbers. A model that FSDP shares out is a folder
+of such files, one a process, which also say the place of each piece; opened, it is the same as the one file. Data
+order, crops, masks and stochastic depth are functions of the seed and the step (full_ijepa.data): no random state.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed import is_initialized
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,14 +33,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from full_ijepa.recipes.base import SCHEMA, Recipe
 
 # Fields that may differ between the run that wrote a checkpoint and the one that continues it: they change where and
 # how fast it is computed, or what is written, not what is learned.
-FREE = {"workers", "shard_room", "checkpointing", "compile", "parallel", "log_every", "checkpoint_epochs", "keep"}
-FREE |= {"watch_every", "probe_epochs", "log_to", "allow_high_rate"}
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FREE = {"workers", "shard_room", "checkpointing", "compile", "parallel", "shard_size", "log_every", "keep"}
+FREE |= {"checkpoint_epochs", "watch_every", "probe_epochs", "log_to", "allow_high_rate"}
 
 
 class CheckpointError(ValueError):
@@ -54,6 +59,19 @@ class Best:
         return f"step {self.step} by " + (f"kNN {self.value:.1f} %" if self.by == "knn" else f"rank {self.value:.1f}")
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one process writes of a checkpoint: tensors on the CPU by name, its number among `count` parts.
+
+    places  of pieces: the shape of the whole tensor, and where in it the piece begins
+    """
+
+    tensors: dict[str, Tensor]
+    number: int = 0
+    count: int = 1
+    places: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+
+
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """SHA-256 of names, shapes, types and numbers."""
     found = hashlib.sha256()
@@ -64,71 +82,147 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def path_of(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}.safetensors"
+def path_of(folder: Path, step: int, kind: str = "step", parts: int = 1) -> Path:
+    """Where a checkpoint lies: a file, or a folder of several parts. kind  "step" or "best"."""
+    return folder / (f"{kind}-{step:08d}" + (".safetensors" if parts == 1 else ""))
 
 
-def written(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+def written(folder: Path, kind: str = "step") -> list[Path]:
+    """Checkpoints in a folder, oldest first. kind  "step", or "best"."""
+    return sorted(
+        path for path in folder.glob(f"{kind}-*") if path.suffix == (".safetensors" if path.is_file() else "")
+    )
 
 
-def collect(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint on the CPU, by name, of the model alone without optimisers.
+def step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
 
-    Every process has to call it.
+
+def state_of(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a checkpoint, where they are, of the model alone without optimisers."""
+    for name, value in get_model_state_dict(model).items():
+        yield f"model.{name}", value
+    for parameter, values in get_optimizer_state_dict(model, optimisers)["state"].items() if optimisers else ():
+        yield from ((f"optimiser.{parameter}.{k}", v) for k, v in values.items() if isinstance(v, Tensor))
+
+
+def collect(model: nn.Module, optimisers: list[torch.optim.Optimizer], leads: bool = True) -> Part | None:
+    """A copy on the CPU of what this process writes of a checkpoint, None if that is nothing.
+
+    Without optimisers, the model's weights alone. Models that lie whole in every process are the leader's to write; of
+    shared ones each process writes its own pieces, and only one group where groups hold the same (HSDP).
     """
-    tensors = {f"model.{k}": v for k, v in get_model_state_dict(model, options=WHOLE).items()}
-    if not optimisers:
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    state = get_optimizer_state_dict(model, optimisers, options=WHOLE).get("state", {})
-    for parameter, values in state.items():
-        tensors |= {f"optimiser.{parameter}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    spread = next((p for p in model.parameters() if isinstance(p, DTensor)), None)
+    if spread is None:
+        return Part(copies(dict(state_of(model, optimisers)))) if leads else None
+    *groups, number = spread.device_mesh.get_coordinate()
+    if any(groups):
+        return None
+    mine: dict[str, Tensor] = {}
+    places: dict[str, tuple[list[int], list[int]]] = {}
+    for name, value in state_of(model, optimisers):
+        if isinstance(value, DTensor):
+            (chunk,) = value.__create_chunk_list__()
+            places[name] = list(value.shape), list(chunk.offsets)
+            mine[name] = value.to_local()
+        elif number == 0:  # the optimiser's counters
+            mine[name] = value
+    return Part(copies(mine), number, spread.device_mesh.size(-1), places)
 
 
-def write(folder: Path, step: int, tensors: dict[str, Tensor], recipe: Recipe, about: dict[str, Any]) -> Path:
-    """Write a checkpoint, in one piece or not at all, then delete all but the last `recipe.keep` + 1.
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which a training step does not change: from GPUs into pinned memory, all at once."""
+    found = {}
+    for name, value in tensors.items():
+        box = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        found[name] = box.copy_(value.detach(), non_blocking=True)
+    if any(value.is_cuda for value in tensors.values()):
+        torch.cuda.synchronize()
+    return found
 
-    Raises OSError (no space, no permission); what stood there before is then still whole.
+
+def write_part(path: Path, part: Part, about: dict[str, Any]) -> None:
+    """Write what this process has of a checkpoint; several parts stay apart until `finish`. Raises OSError."""
+    put(path if part.count == 1 else draft(path) / f"{part.number}-of-{part.count}.safetensors", part, about)
+
+
+def draft(path: Path) -> Path:
+    """Where the parts of a checkpoint lie until all are written."""
+    return path.with_name(path.name + ".part")
+
+
+def finish(path: Path, parts: int, keep: int) -> Path:
+    """Give a checkpoint whose parts are all written its name, and delete those that it makes superfluous.
+
+    Raises OSError if parts are missing, whose processes write elsewhere.
     """
-    path = put(path_of(folder, step), tensors, dict(about, step=step, recipe=asdict(recipe)))
-    for old in written(folder)[: -recipe.keep - 1]:
-        old.unlink(missing_ok=True)
+    if parts > 1:
+        found = len(list(draft(path).glob("*.safetensors")))
+        if found != parts:
+            raise OSError(f"{found} of {parts} parts are in {draft(path)}: all processes need one folder")
+        shutil.rmtree(path, ignore_errors=True)  # of a run that was continued from before this step
+        draft(path).replace(path)
+    kind = path.name.split("-")[0]
+    others = [old for old in written(path.parent, kind) if old != path]
+    if kind == "step":  # of this step there may be one of another number of processes
+        kept = sorted({step_of(old) for old in (path, *others)})[-keep - 1 :]
+        others = [old for old in others if step_of(old) not in kept or step_of(old) == step_of(path)]
+    for old in others:
+        remove(old)
     return path
 
 
-def write_best(folder: Path, best: Best, tensors: dict[str, Tensor], recipe: Recipe, about: dict[str, Any]) -> Path:
-    """Write the best checkpoint as `write` does, then delete the one that it beats. Raises OSError."""
-    about = dict(about, step=best.step, recipe=asdict(recipe), best=asdict(best))
-    path = put(folder / f"best-{best.step:08d}.safetensors", tensors, about)
-    for old in folder.glob("best-*.safetensors"):
-        if old != path:
-            old.unlink(missing_ok=True)
-    return path
+def remove(path: Path) -> None:
+    """Delete a checkpoint. TRAP: a folder is renamed first, so that no half of it is ever taken for whole."""
+    if path.is_dir():
+        gone = path.rename(draft(path))
+        shutil.rmtree(gone, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def put(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left half written."""
+    for left in folder.glob("*.part"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def put(path: Path, part: Part, about: dict[str, Any]) -> None:
     """Write tensors and what is said about them, in one piece or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob("*.part"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    described = dict(about, schema=SCHEMA, fingerprint=fingerprint(tensors))
+    half = path.with_suffix(f".{os.getpid()}.part")
+    described = dict(about, schema=SCHEMA, fingerprint=fingerprint(part.tensors), parts=part.count, places=part.places)
     try:
-        save_file(tensors, part, metadata={"about": json.dumps(described)})
-        with part.open("rb") as file:
+        save_file(part.tensors, half, metadata={"about": json.dumps(described)})
+        with half.open("rb") as file:
             os.fsync(file.fileno())
-        part.replace(path)
+        half.replace(path)
     except SafetensorError as error:
         raise OSError(f"could not write {path}: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
-    return path
+        half.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a checkpoint. Raises CheckpointError if it is not one, or is not whole."""
+    """Whole tensors and description of a checkpoint. Raises CheckpointError if it is not one, or is not whole."""
+    if not path.is_dir():
+        return read_file(path)
+    files = sorted(path.glob("*.safetensors"), key=lambda file: int(file.name.split("-")[0]))
+    with ThreadPoolExecutor(8) as pool:  # reading and hashing leave Python's lock
+        found = list(pool.map(read_file, files))
+    if not found or len(found) != found[0][1]["parts"]:
+        raise CheckpointError(f"{path} is not whole: {len(found)} of its parts are there")
+    tensors: dict[str, Tensor] = {}
+    for pieces, about in found:
+        for name, piece in pieces.items():
+            shape, begin = about["places"].get(name, (piece.shape, [0] * piece.ndim))
+            whole = tensors.setdefault(name, torch.empty(shape, dtype=piece.dtype))
+            whole[tuple(slice(a, a + n) for a, n in zip(begin, piece.shape, strict=True))] = piece
+    return tensors, found[0][1]
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`read` for one file: a checkpoint, or a part of one."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
@@ -146,7 +240,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def about_of(path: Path) -> dict[str, Any]:
     """The description of a checkpoint alone, its numbers unread and unchecked."""
-    with safe_open(path, "pt") as file:
+    with safe_open(next(path.glob("0-of-*"), path / "0") if path.is_dir() else path, "pt") as file:
         return json.loads((file.metadata() or {})["about"])
 
 
@@ -156,7 +250,7 @@ def best_of(folder: Path) -> dict[Path, Best]:
     Only what is said about them is read; damaged ones are left out.
     """
     found: dict[Path, Best] = {}
-    for path in folder.glob("best-*.safetensors"):
+    for path in written(folder, "best"):
         try:
             found[path] = Best(**about_of(path)["best"])
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
@@ -183,7 +277,7 @@ def choose(folder: Path, which: str = "last") -> tuple[dict[str, Tensor], dict[s
         if not best:
             raise CheckpointError(f"no best checkpoint in {folder}: one is kept from a run's first probe on")
         return read(next(iter(best)))
-    paths = {path: int(path.stem.split("-")[1]) for path in (*written(folder), *best)}
+    paths = {path: step_of(path) for path in (*written(folder), *best)}
     for path, step in paths.items():
         if which.isdecimal() and step == int(which):
             return read(path)
@@ -219,13 +313,15 @@ def compare(recipe: Recipe, about: dict[str, Any], path: Path) -> None:
 
 
 def restore(model: nn.Module, optimisers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's tensors back, in place; every process has to call it.
+    """Put a checkpoint's whole tensors back, in place.
 
+    Of several processes all have to call it; the leader's tensors count, and are sent to the others.
     Raises CheckpointError if they do not fit the model.
     """
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
-        set_model_state_dict(model, weights, options=WHOLE)
+        set_model_state_dict(model, weights, options=options)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
     if not optimisers:
@@ -236,4 +332,4 @@ def restore(model: nn.Module, optimisers: list[torch.optim.Optimizer], tensors: 
             parameter, _, kind = name.removeprefix("optimiser.").rpartition(".")
             state.setdefault(parameter, {})[kind] = value
     groups = get_optimizer_state_dict(model, optimisers)["param_groups"]
-    set_optimizer_state_dict(model, optimisers, dict(state=state, param_groups=groups), options=WHOLE)
+    set_optimizer_state_dict(model, optimisers, dict(state=state, param_groups=groups), options=options)

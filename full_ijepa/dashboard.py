@@ -40,6 +40,8 @@ CURVES = {
     "gradient_norm": "gradient norm",
     "images_per_second": "images/s",
     "waiting": "share of time waiting for data",
+    "memory_gb": "peak memory (GB)",
+    "mfu": "share of the card's peak (MFU)",
 }
 SHOWN = ("loss", "lr", "momentum", "std", "rank", "knn")
 STYLES = ("-", "--", ":", "-.")

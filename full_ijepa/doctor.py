@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, mode
 
 import torch
 
-from full_ijepa import balance
+from full_ijepa import balance, machine
 from full_ijepa.balance import LEFT, momentum_for, rate_for, width_of, workers_advice
 from full_ijepa.checkpoint import Best, CheckpointError
 from full_ijepa.data import probe_set
 from full_ijepa.evaluate.features import device_of, matmul
 from full_ijepa.evaluate.run import fresh, load_run
-from full_ijepa.journal import read_rows
+from full_ijepa.journal import read_machines, read_rows
 from full_ijepa.metrics import knn_score
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of
@@ -32,6 +32,7 @@ PLAIN = 0.8  # share of position above which features mostly say where a patch i
 GAIN = 1.0  # points of kNN above a random encoder, below which nothing was learned
 IDLE = 0.01  # share of the peak rate below which nothing moves; a cosine is there for a sixteenth of its length
 STARVED = 0.25  # share of the time that steps may wait for pictures
+LATE = 1.2  # times the mean that a process may take for its own work
 EXPLAINED = 0.02  # share of the mean predictor's loss that has to be explained away
 STILL = 1e-4  # relative spread of a loss below which it does not move; the luck of masks alone makes hundredths
 BEST = "evaluate, export and report take it with --checkpoint best"
@@ -56,6 +57,7 @@ class Chart:
     scores: tuple[float, float] | None = None
     finished: bool = False
     checkpoint: str = ""  # which one, and its step, where it is not the last
+    machines: list[dict[str, str | float]] = field(default_factory=list)  # what the run was computed on
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -140,6 +142,22 @@ def starved(c: Chart) -> Iterator[Finding]:
             "steps wait for pictures",
             f"{median(shares):.0%} of the time (half of the rows of history have more), above {STARVED:.0%}",
             workers_advice(c.recipe),
+        )
+
+
+def straggler(c: Chart) -> Iterator[Finding]:
+    """One process is slow, and all others wait for it."""
+    rows = [row for row in c.rows[1:] if "slowest" in row]  # the first row waits for workers and compilers
+    if len(rows) < 3:
+        return
+    slowest = mode(row["slowest"] for row in rows)
+    ratios = [row["slowest_ratio"] for row in rows if row["slowest"] == slowest]
+    if len(ratios) > len(rows) / 2 and median(ratios) > LATE:
+        yield Finding(
+            "a slow process",
+            f"process {slowest:.0f} is the slowest in {len(ratios)} of {len(rows)} rows of history, "
+            f"{median(ratios):.2f} times the mean, above {LATE}",
+            "look at its GPU (heat, clocks, other users) and at its machine's disk: all others wait for it every step",
         )
 
 
@@ -286,11 +304,12 @@ CHECKS: tuple[Callable[[Chart], Iterator[Finding]], ...] = (
     momentum,
     rate,
     starved,
+    straggler,
     nothing,
     pictures,
 )
 # Those that a run asks while it trains: cheap, and not said otherwise.
-ON_THE_WAY = falling, constant, mean_predictor, starved
+ON_THE_WAY = falling, constant, mean_predictor, starved, straggler
 
 
 def examine(chart: Chart) -> list[Finding]:
@@ -316,6 +335,7 @@ def chart_of(out: Path, which: str = "last", device: str = "auto") -> Chart:
     where = device_of(device)
     try:
         rows = read_rows(out / "history.jsonl")
+        machines = read_machines(out / "history.jsonl")
         said = json.loads((out / "recipe.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{out} holds no run ({error}); give the --out of a pretrain") from error
@@ -325,13 +345,13 @@ def chart_of(out: Path, which: str = "last", device: str = "auto") -> Chart:
     except CheckpointError:
         if which != "last":
             raise
-        return Chart(recipe, rows)
+        return Chart(recipe, rows, machines=machines)
     epoch = rows[-1]["epoch"] / rows[-1]["step"] if rows else 0.0  # of a step
     finished = recipe.epochs - (step if which == "last" or not rows else rows[-1]["step"]) * epoch < epoch
     said = "" if which == "last" else f"{which} (step {step})"
     found = probe_set(recipe, 2000)
     if found is None:
-        return Chart(recipe, rows, finished=finished, checkpoint=said)
+        return Chart(recipe, rows, finished=finished, checkpoint=said, machines=machines)
     bank, bank_labels, queries, labels = found
     dtype, scores = precision_of(recipe, where) if where.type == "cuda" else torch.float32, []
     with matmul(where, "high"), torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
@@ -340,7 +360,7 @@ def chart_of(out: Path, which: str = "last", device: str = "auto") -> Chart:
         for encoder in (method.probed, fresh(recipe, 0).to(where)):
             x = [features(encoder, recipe.pixels.scaled(images), batch=100) for images in (bank, queries)]
             scores.append(knn_score(x[0], bank_labels, x[1], labels))
-    return Chart(recipe, rows, state, (scores[0], scores[1]), finished, said)
+    return Chart(recipe, rows, state, (scores[0], scores[1]), finished, said, machines)
 
 
 def report(chart: Chart) -> str:
@@ -352,6 +372,7 @@ def report(chart: Chart) -> str:
         seen += f", kNN {chart.scores[0]:.1f} % (random encoder {chart.scores[1]:.1f} %)"
     chosen = f", features of checkpoint {chart.checkpoint}" if chart.checkpoint else ""
     lines = [f"{chart.recipe.method} on {chart.recipe.data}, step {last['step']:.0f}{chosen}: {seen}"]
+    lines += [f"computed on: {machine.sentence(found)}" for found in chart.machines]
     if best := best_of(chart.rows):
         lines.append(f"best by held-out probe or rank, never by loss: {best} (kept; {BEST})")
     for finding in found:

@@ -13,7 +13,7 @@ import warnings
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from full_ijepa.recipes.base import Recipe
 
@@ -142,22 +142,43 @@ def check_boards(recipe: Recipe) -> None:
 class Journal:
     """Recipe and history of a run: one JSON object a line, and the boards that the recipe names.
 
+    machine  what the run computes on from this step on: a line of its own before the rows, {"machine": ...}
     A full disk or a board that fails costs rows, not the run. Raises ValueError if a board cannot be opened for a new
     run; a run that is continued goes on without it.
     """
 
-    def __init__(self, out: Path, step: int, recipe: Recipe) -> None:
-        self.path, self.rows = out / "history.jsonl", []
+    def __init__(self, out: Path, step: int, recipe: Recipe, machine: dict[str, Any] | None = None) -> None:
+        self.path, self.lines = out / "history.jsonl", []
         self.boards: dict[str, Board] = {}
         if self.path.exists():
-            self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
+            found = read_lines(self.path)
+            # A start whose steps were all lost is forgotten with them.
+            self.lines = [x for x in found if (x["from"] < step if "machine" in x else x["step"] <= step)]
+        if machine:
+            self.lines.append({"machine": machine, "from": step})
         try:
-            rows = "".join(json.dumps(row) + "\n" for row in self.rows)
             replace(out / "recipe.json", json.dumps(asdict(recipe), indent=2) + "\n")
-            replace(self.path, rows)
+        except OSError as error:
+            self.excuse("recipe.json", error)
+        self.rewrite()
+        self.open(out, step, recipe)
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        return [line for line in self.lines if "machine" not in line]
+
+    def rewrite(self) -> None:
+        try:
+            replace(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         except OSError as error:
             self.excuse("history", error)
-        self.open(out, step, recipe)
+
+    def withdraw(self, step: int, name: str) -> None:
+        """Take back what a row says: a best checkpoint that could not be written."""
+        for row in self.rows:
+            if row["step"] == step:
+                row.pop(name, None)
+        self.rewrite()
 
     def open(self, out: Path, step: int, recipe: Recipe) -> None:
         """Open the boards; a continued run draws on in the curves that it had."""
@@ -176,7 +197,7 @@ class Journal:
             self.excuse("boards.json", error)
 
     def add(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
+        self.lines.append(row)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -198,7 +219,7 @@ class Journal:
         self.boards.clear()
 
     def excuse(self, what: str, error: Exception) -> None:
-        rest = "" if what in ("history", "boards.json") else "; history.jsonl has the rows"
+        rest = "" if what in ("history", "recipe.json", "boards.json") else "; history.jsonl has the rows"
         warnings.warn(f"{what} not written: {error}; training goes on{rest}", stacklevel=3)
 
 
@@ -209,12 +230,26 @@ def replace(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history.jsonl: rows, and before those of each start what it computed on. Raises OSError."""
+    return [found for line in path.read_text().splitlines() if line.strip() and (found := parse(line))]
+
+
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a history.jsonl. Raises OSError if it cannot be read."""
-    return [row for line in path.read_text().splitlines() if line.strip() and (row := parse(line))]
+    return [line for line in read_lines(path) if "machine" not in line]
 
 
-def parse(line: str) -> dict[str, float] | None:
+def read_machines(path: Path) -> list[dict[str, Any]]:
+    """What a run was computed on, in turn, each named once. Raises OSError if it cannot be read."""
+    found: list[dict[str, Any]] = []
+    for line in read_lines(path):
+        if "machine" in line and line["machine"] not in found:
+            found.append(line["machine"])
+    return found
+
+
+def parse(line: str) -> dict[str, Any] | None:
     """A row of history, None for the half line of a process that was killed while it wrote."""
     try:
         return json.loads(line)

@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from full_ijepa import balance, checkpoint, methods
+from full_ijepa import balance, checkpoint, machine, methods
 from full_ijepa.balance import steps_of
 from full_ijepa.data import Resident, Stream, accumulation, opened, plan, probe_set, settled, told_plainly, training_set
-from full_ijepa.distributed import World, local_only, only_run, share, world
+from full_ijepa.distributed import PATIENCE, STEP, World, local_only, only_run, share, world
 from full_ijepa.journal import Journal, check_boards
 from full_ijepa.labels import task_of
+from full_ijepa.machine import OwnTime
 from full_ijepa.masking import Drawn, beside
 from full_ijepa.metrics import knn_score
 from full_ijepa.order import Micro
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.saving import Saver
 from toy_ijepa.diagnostics import LOW_STD, Health, health
 from toy_ijepa.probing import features
 from toy_ijepa.schedules import cosine, warmup_cosine
@@ -136,10 +138,12 @@ class Trainer:
         set_up(recipe, here.device)
         self.parts = accumulation(recipe, here.size)
         self.steps = steps_of(recipe, len(self.data))
-        self.method = methods.build(recipe).to(here.device)
-        self.model = share(methods.Step(self.method), here, recipe.parallel)
-        self.optimisers = make_optimisers(self.model, recipe)
         self.dtype = precision_of(recipe, here.device)
+        build = lambda: methods.Step(methods.build(recipe))  # noqa: E731
+        self.model = share(build, here, recipe.parallel, recipe.shard_size, self.dtype)
+        self.method = getattr(self.model, "module", self.model).method  # within DDP
+        self.own = OwnTime(self.model, here.device) if here.size > 1 else None
+        self.optimisers = make_optimisers(self.model, recipe)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
         whole = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
         looked = some_pictures(self.data, whole, LOOKED)
@@ -150,15 +154,21 @@ class Trainer:
         self.step, self.seconds, self.waited = 0, 0.0, 0.0
 
     def resume(self, folder: Path) -> list[str]:
-        """Continue from the newest whole checkpoint, if there is one; returns what was wrong with newer ones."""
-        found = checkpoint.newest(folder)
-        if not self.world.agree(found[1]["step"] if found else -1):
-            raise checkpoint.CheckpointError(
-                f"the processes find different checkpoints in {folder}; all need one folder"
-            )
-        if found is None:
+        """Continue from the newest whole checkpoint, if there is one; returns what was wrong with newer ones.
+
+        The leader reads it and sends the others their share.
+        """
+        tensors: dict[str, Tensor] = {}
+
+        def found() -> tuple[dict[str, Any], list[str]] | None:
+            newest = checkpoint.newest(folder)
+            tensors.update(newest[0] if newest else {})
+            return newest and newest[1:]
+
+        told = self.world.lead(found)
+        if told is None:
             return []
-        tensors, about, wrong = found
+        about, wrong = told
         checkpoint.compare(self.recipe, about, folder)
         if (was := about.get("pictures", len(self.data))) != len(self.data) or about["steps"] != self.steps:
             raise checkpoint.CheckpointError(
@@ -170,28 +180,10 @@ class Trainer:
         self.step, self.seconds = about["step"], about["seconds"]
         return wrong
 
-    def save(self, folder: Path) -> str:
-        """Write a checkpoint; "" or why it could not be written. Every process has to call it."""
-        tensors = checkpoint.collect(self.model, self.optimisers)
-        failed = ""
-        if self.world.leads:
-            about = dict(seconds=self.seconds, steps=self.steps, pictures=len(self.data))
-            about |= dict(scaler=self.scaler.state_dict())
-            try:
-                checkpoint.write(folder, self.step, tensors, self.recipe, about)
-            except OSError as error:
-                failed = str(error)
-        return failed
-
-    def save_best(self, folder: Path, best: checkpoint.Best) -> str:
-        """Keep the weights of this step as the best; "" or why not. Every process has to call it."""
-        tensors = checkpoint.collect(self.model, [])
-        try:
-            if self.world.leads:
-                checkpoint.write_best(folder, best, tensors, self.recipe, dict(steps=self.steps))
-        except OSError as error:
-            return str(error)
-        return ""
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says beside its numbers and its recipe."""
+        about = dict(seconds=self.seconds, steps=self.steps, pictures=len(self.data))
+        return about | dict(scaler=self.scaler.state_dict())
 
     def batches(self, start: int, steps: int) -> Iterator[tuple[Tensor, Drawn]]:
         """Images and finished masks of this process's micro-batches from optimiser step `start` to `steps`."""
@@ -277,27 +269,30 @@ class Loop:
 
     def __init__(self, trainer: Trainer, out: Path, resume: bool, progress: bool) -> None:
         self.trainer, self.out, self.folder = trainer, out, out / "checkpoints"
-        kept = checkpoint.best_of(self.folder)
-        if not resume and (kept or checkpoint.written(self.folder)):
-            raise checkpoint.CheckpointError(
-                f"{out} already holds a run; --resume auto continues it, another --out starts a new one"
-            )
+        self.leads, found = trainer.world.leads, machine.describe(trainer.recipe, trainer.world, trainer.dtype)
+        self.say(f"computing on: {machine.sentence(found)}")
+        kept = trainer.world.lead(lambda: self.kept(resume))
         for told in trainer.resume(self.folder):
             self.say(f"warning: {told}; the checkpoint before it is used")
         if trainer.step:
             self.say(f"continuing at step {trainer.step} of {trainer.steps}")
-        self.leads = trainer.world.leads
         self.journal = None
         if self.leads:
             out.mkdir(parents=True, exist_ok=True)
-            self.journal = Journal(out, trainer.step, trainer.recipe)
+            self.journal = Journal(out, trainer.step, trainer.recipe, found)
+        self.saver = Saver(self.folder, trainer.world, trainer.recipe)
+        self.share_of_peak = 0.0  # of one image a second
+        if self.leads and "peak_tflops" in found:
+            from full_ijepa import cost  # it asks this module
+
+            each = cost.flops_per_image(trainer.recipe).model
+            self.share_of_peak = each / (found["peak_tflops"] * 1e12 * trainer.world.size)
         self.probing = None
         if trainer.recipe.probe_epochs:
             self.probing = probe_set(trainer.recipe, pictures=trainer.pictures, here=trainer.world)
         self.judge = "knn" if self.probing else "rank"
-        for path in kept:
-            checkpoint.compare(trainer.recipe, checkpoint.about_of(path), self.folder)
-        self.best = next((best for best in kept.values() if best.by == self.judge), None)
+        self.best = next((best for best in kept if best.by == self.judge), None)
+        self.beaten: dict[int, checkpoint.Best | None] = {}  # by steps whose best is not written yet
         self.rank = math.nan  # as last seen
         self.bar = tqdm(
             total=trainer.steps,
@@ -311,6 +306,18 @@ class Loop:
         self.warned: set[str] = set()
         if not trainer.step:
             self.forewarn()
+
+    def kept(self, resume: bool) -> list[checkpoint.Best]:
+        """The best checkpoints of a run that is continued. Raises CheckpointError for another run's, or one in use."""
+        best = checkpoint.best_of(self.folder)
+        if not resume and (best or checkpoint.written(self.folder)):
+            raise checkpoint.CheckpointError(
+                f"{self.out} already holds a run; --resume auto continues it, another --out starts a new one"
+            )
+        for path in best:
+            checkpoint.compare(self.trainer.recipe, checkpoint.about_of(path), self.folder)
+        checkpoint.sweep(self.folder)
+        return list(best.values())
 
     def forewarn(self) -> None:
         """What does not go together, before the first step."""
@@ -336,6 +343,7 @@ class Loop:
         ended: Literal["done", "stopped", "unsaved"] = "done"
         # A non-finite loss is seen at once where looking costs nothing, elsewhere with the next row of history.
         alone = t.world.size == 1 and t.world.device.type == "cpu"
+        t.world.patience(STEP)
         try:
             while t.step < t.steps:
                 loss, norm, schedule = t.take_step(batches)
@@ -348,23 +356,34 @@ class Loop:
                 if last or t.step % recipe.log_every == 0 or (alone and not loss.isfinite()):
                     passed = time.perf_counter() - mark
                     pace = dict(images_per_second=(t.step - counted) * recipe.batch / passed)
-                    pace |= dict(waiting=(t.waited - waited) / passed)
+                    pace |= machine.row(t.world, passed, t.waited - waited, t.own)
+                    if self.share_of_peak:
+                        pace["mfu"] = pace["images_per_second"] * self.share_of_peak
                     # What is looked at now is a part of the run: the next row's pace has it.
                     mark, counted, waited = time.perf_counter(), t.step, t.waited
                     self.log(losses, norm, schedule, pace)
+                due = last or t.step % self.every(recipe.checkpoint_epochs) == 0
+                if not due and t.step % t.world.round:
+                    continue
+                self.settle()
                 stop = t.world.any(interrupt.wanted)
-                if stop or last or t.step % self.every(recipe.checkpoint_epochs) == 0:
+                if stop or due:
                     paused = time.perf_counter()
                     self.save(losses)
                     mark += time.perf_counter() - paused
                 if stop and not last:
                     ended = "stopped"
-                    self.say(f"stopped at step {t.step} of {t.steps}; --resume auto continues")
                     break
+            self.settle(wait=True)
+            t.world.patience(PATIENCE)
+            self.unsaved = t.world.lead(lambda: self.unsaved)  # once the leader has written: all leave with its code
         finally:
             self.bar.close()
+            self.saver.close()
             if self.journal:
                 self.journal.close()
+        if ended == "stopped" and not self.unsaved:
+            self.say(f"stopped at step {t.step} of {t.steps}; --resume auto continues")
         if self.best and t.step == t.steps:
             self.say(
                 f"best: {self.best} of {t.steps}; --checkpoint best takes it where the last one is taken otherwise"
@@ -373,6 +392,41 @@ class Loop:
             ended = "unsaved"
             self.say(f"error: the last checkpoint could not be written ({self.unsaved}); free space and --resume auto")
         return Run(self.out, t.step, t.steps, ended, self.journal.rows if self.journal else [])
+
+    def settle(self, wait: bool = False) -> None:
+        """Say what became of checkpoints that were on their way; `wait` for them.
+
+        TRAP: under ddp only the leader knows of any and comes here to wait: nothing here may ask the others.
+        """
+        world = self.trainer.world
+        if wait:
+            world.patience(PATIENCE)  # a slow disk is not a hang
+        for found in self.saver.look(wait):
+            if found.kind == "step":
+                self.unsaved = found.error
+            before = self.beaten.pop(found.step, None) if found.kind == "best" else None
+            if not found.error:
+                continue
+            if found.kind == "step":
+                self.say(f"warning: no checkpoint at step {found.step} ({found.error}); training goes on")
+                continue
+            self.say(f"warning: the best checkpoint, {self.best}, was not kept ({found.error}); training goes on")
+            self.best = before
+            if self.journal:
+                self.journal.withdraw(found.step, f"best_{self.judge}")
+        if wait:
+            world.patience(STEP)
+
+    def make_room(self, kind: str) -> None:
+        """Wait for the last checkpoint of this kind: two copies of it would fill the memory."""
+        begun = time.perf_counter()
+        while self.saver.busy(kind):
+            self.settle(wait=True)
+            self.warn(
+                f"slow {kind}",
+                f"step {self.trainer.step} waited {time.perf_counter() - begun:.1f} s for the checkpoint before to be "
+                "written: the disk is slower than checkpoints come; raise checkpoint_epochs or probe_epochs",
+            )
 
     def log(self, losses: list[Tensor], norm: Tensor, schedule: dict[str, float], pace: dict[str, float]) -> None:
         """A row of history; raises NonFiniteLossError if the numbers blew up."""
@@ -445,24 +499,24 @@ class Loop:
         now = checkpoint.Best(t.step, self.judge, row[self.judge] if row["std"] >= LOW_STD else 0.0)
         better = math.isfinite(now.value) and now.value > (self.best.value if self.best else 0.0)
         if t.world.any(t.world.leads and better):  # numbers of other processes may differ in the last digit
-            failed = t.save_best(self.folder, now)
-            if failed:
-                self.say(f"warning: the best checkpoint, {now}, was not kept ({failed}); training goes on")
-            else:
-                self.best = now
+            self.make_room("best")
+            part = checkpoint.collect(t.model, [], t.world.leads)
+            self.saver.add("best", t.step, part, dict(steps=t.steps, best=asdict(now)))
+            self.beaten[t.step], self.best = self.best, now
         # A run that goes on from before its best step finds it again.
         return {f"best_{self.judge}": now.value} if self.best and self.best.step == t.step else {}
 
     def save(self, losses: list[Tensor]) -> None:
-        """A checkpoint, unless the numbers blew up since the last row."""
+        """Begin a checkpoint, unless the numbers blew up since the last row."""
+        t = self.trainer
         bad = bool(losses) and not torch.stack(losses).isfinite().all()
-        if self.trainer.world.any(bad):
+        if t.world.any(bad):
             self.blown_up("loss or gradient is not finite")
-        self.unsaved = self.trainer.save(self.folder)
-        if self.unsaved:
-            self.say(f"warning: no checkpoint at step {self.trainer.step} ({self.unsaved}); training goes on")
+        self.make_room("step")
+        self.saver.add("step", t.step, checkpoint.collect(t.model, t.optimisers, t.world.leads), t.about())
 
     def blown_up(self, what: str) -> None:
+        self.settle(wait=True)
         where = checkpoint.written(self.folder)
         kept = f"the last good checkpoint is {where[-1]}" if where else "no checkpoint had been written yet"
         raise NonFiniteLossError(

@@ -136,8 +136,11 @@ class Recipe:
     checkpointing: bool = False
     # torch.compile block by block, for GPUs and long runs: the first steps wait for the compiler
     compile: bool = False
-    # "ddp" copies the model to every process, "fsdp" shares it out, for models that do not fit
+    # "ddp" copies the model to every process, "fsdp" shares out weights, gradients and the optimiser's state, for
+    # models that do not fit; with bf16 products it also adds up in bf16 what blocks find
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    # fsdp: processes that share one copy among them, those of a machine for instance; 0 for all
+    shard_size: int = 0
 
     # --- what is written
 
@@ -217,6 +220,8 @@ class Recipe:
             raise ValueError(f"{self.method} has no loss {self.loss!r}: choose {choice}")
         if (self.optimiser, self.parallel) == ("muon", "fsdp"):
             raise ValueError("muon needs whole matrices, which fsdp shares out: choose adamw or ddp")
+        if self.shard_size < 0 or (self.shard_size and self.parallel != "fsdp"):
+            raise ValueError(f"shard_size {self.shard_size} is a number of processes, for parallel fsdp; 0 for all")
         if (self.optimiser, self.precision) == ("muon", "fp16"):
             raise ValueError("fp16 scales the loss for one optimiser, muon is two: choose adamw, bf16 or fp32")
         if any(self.regulariser) and min(self.batch, self.micro_batch) < 2:

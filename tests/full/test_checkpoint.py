@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from full_ijepa import checkpoint, methods
-from full_ijepa.checkpoint import Best, CheckpointError
+from full_ijepa.checkpoint import Best, CheckpointError, Part
+from full_ijepa.distributed import World
+from full_ijepa.saving import Outcome, Saver
 from toy_ijepa.training import make_optimisers
 
 
@@ -28,8 +34,12 @@ def step(model, optimisers):
         optimiser.zero_grad()
 
 
-def save(folder, at, made, recipe):
-    return checkpoint.write(folder, at, checkpoint.collect(*made), recipe, dict(scaler={}, seconds=1.0))
+def save(folder, at, made, recipe, kind="step", optimisers=True, **about):
+    """What the saver's thread does for one process."""
+    path = checkpoint.path_of(folder, at, kind)
+    about |= dict(step=at, recipe=asdict(recipe), scaler={}, seconds=1.0)
+    checkpoint.write_part(path, checkpoint.collect(made[0], made[1] if optimisers else []), about)
+    return checkpoint.finish(path, 1, recipe.keep)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
@@ -51,8 +61,11 @@ def test_what_is_restored_goes_on_as_before(tmp_path, recipe, optimiser):
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path, recipe, made):
     left = tmp_path / "step-00000001.123.part"
     left.write_bytes(b"half")
-    save(tmp_path, 2, made, recipe)
-    assert not left.exists()
+    (tmp_path / "step-00000002.part").mkdir()
+    (tmp_path / "step-00000002.part" / "0-of-2.safetensors").write_bytes(b"one of two")
+    whole = save(tmp_path, 3, made, recipe)
+    checkpoint.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == checkpoint.written(tmp_path) == [whole]
 
 
 def test_only_the_last_are_kept(tmp_path, recipe, made):
@@ -62,7 +75,7 @@ def test_only_the_last_are_kept(tmp_path, recipe, made):
 
 
 def save_best(folder, best, made, recipe):
-    return checkpoint.write_best(folder, best, checkpoint.collect(made[0], []), recipe, {})
+    return save(folder, best.step, made, recipe, "best", optimisers=False, best=asdict(best))
 
 
 def test_the_best_outlives_the_last_ones(tmp_path, recipe, made):
@@ -169,3 +182,151 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, recipe, made, monkeypatch):
         save_best(tmp_path, Best(2, "knn", 1.0), made, recipe)
     assert list(tmp_path.iterdir()) == [before]
     checkpoint.read(before)
+
+
+def in_parts(made, count: int = 3) -> list[Part]:
+    """The checkpoint of a process as three processes would write it: rows of each tensor, counters with the first."""
+    whole = checkpoint.collect(*made).tensors
+    parts = [Part({}, number, count) for number in range(count)]
+    for name, value in whole.items():
+        pieces = list(value.chunk(count)) if value.ndim else [value]
+        begin = 0
+        for number in range(count if value.ndim else 1):
+            piece = pieces[number] if number < len(pieces) else value[:0]  # fewer rows than processes
+            parts[number].tensors[name] = piece.clone()
+            if value.ndim:
+                parts[number].places[name] = list(value.shape), [begin, *[0] * (value.ndim - 1)]
+                begin += len(piece)
+    return parts
+
+
+def save_parts(folder, at, made, recipe, missing=()):
+    path = checkpoint.path_of(folder, at, parts=3)
+    for part in in_parts(made):
+        if part.number not in missing:
+            checkpoint.write_part(path, part, dict(step=at, recipe=asdict(recipe), scaler={}, seconds=1.0))
+    return checkpoint.finish(path, 3, recipe.keep)
+
+
+def test_parts_of_several_processes_are_one_checkpoint(tmp_path, recipe, made):
+    one, three = save(tmp_path / "one", 3, made, recipe), save_parts(tmp_path / "three", 3, made, recipe)
+    assert sorted(file.name for file in three.iterdir()) == [f"{n}-of-3.safetensors" for n in range(3)]
+    (x, about), (y, other) = checkpoint.read(one), checkpoint.choose(tmp_path / "three")
+    assert x.keys() == y.keys()
+    assert all(torch.equal(x[name], y[name]) for name in x)
+    assert (
+        (about["step"], about["recipe"])
+        == (other["step"], other["recipe"])
+        == (3, json.loads(json.dumps(asdict(recipe))))
+    )
+    assert checkpoint.about_of(three)["step"] == 3
+
+
+def test_parts_count_only_when_all_are_there(tmp_path, recipe, made):
+    whole = save(tmp_path, 1, made, recipe)
+    with pytest.raises(OSError, match=r"2 of 3 parts are in .* all processes need one folder"):
+        save_parts(tmp_path, 2, made, recipe, missing=(1,))
+    assert checkpoint.written(tmp_path) == [whole]
+    path = save_parts(tmp_path, 3, made, recipe)
+    (path / "1-of-3.safetensors").unlink()
+    _, about, wrong = checkpoint.newest(tmp_path)
+    assert about["step"] == 1
+    assert "is not whole: 2 of its parts are there" in wrong[0]
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_damaged_part_is_found(tmp_path, recipe, made, number):
+    save(tmp_path, 1, made, recipe)
+    part = save_parts(tmp_path, 2, made, recipe) / f"{number}-of-3.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-100] ^= 1
+    part.write_bytes(content)
+    _, about, wrong = checkpoint.newest(tmp_path)
+    assert about["step"] == 1
+    assert f"{part} is damaged" in wrong[0]
+
+
+def test_the_last_are_kept_and_a_step_is_kept_once(tmp_path, recipe, made):
+    """A run that other numbers of processes continue: files and folders of parts take turns."""
+    recipe = recipe.replace(keep=1)
+    for at in (2, 4):
+        save(tmp_path, at, made, recipe)
+    save_parts(tmp_path, 4, made, recipe)
+    assert [path.name for path in checkpoint.written(tmp_path)] == ["step-00000002.safetensors", "step-00000004"]
+    save_parts(tmp_path, 6, made, recipe)
+    assert [path.name for path in checkpoint.written(tmp_path)] == ["step-00000004", "step-00000006"]
+    for at in (6, 8):
+        save(tmp_path, at, made, recipe)
+    assert [path.name for path in checkpoint.written(tmp_path)] == [f"step-{n:08}.safetensors" for n in (6, 8)]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that takes `disk.seconds` for a file and counts how many are written at a time."""
+    found = SimpleNamespace(seconds=0.5, now=0, most=0, order=[])
+    real = checkpoint.save_file
+
+    def slow(tensors, path, metadata):
+        found.now += 1
+        found.most = max(found.most, found.now)
+        time.sleep(found.seconds)
+        real(tensors, path, metadata=metadata)
+        found.order.append(path.name.split(".")[0])
+        found.now -= 1
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    return found
+
+
+@pytest.fixture
+def saver(tmp_path, recipe):
+    found = Saver(tmp_path, World(0, 1, torch.device("cpu")), recipe)
+    yield found
+    found.close()
+
+
+def test_a_slow_disk_does_not_stop_the_loop(tmp_path, made, saver, disk):
+    """What is written is what was there when it began, whatever the loop does meanwhile; one file at a time."""
+    before = {name: p.detach().clone() for name, p in made[0].named_parameters()}
+    begun = time.perf_counter()
+    saver.add("best", 1, checkpoint.collect(made[0], []), dict(best=asdict(Best(1, "knn", 2.0))))
+    saver.add("step", 1, checkpoint.collect(*made), dict(scaler={}))
+    assert saver.look() == []
+    step(*made)
+    assert time.perf_counter() - begun < disk.seconds
+    assert saver.busy("step")
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert saver.look(wait=True) == [Outcome("best", 1, ""), Outcome("step", 1, "")]
+    assert not saver.busy("step")
+    assert (disk.most, disk.order) == (1, ["best-00000001", "step-00000001"])
+    found = checkpoint.read(checkpoint.path_of(tmp_path, 1))[0]
+    assert all(torch.equal(found[f"model.{name}"], value) for name, value in before.items())
+    assert not torch.equal(found["model.method.encoder.norm.bias"], made[0].method.encoder.norm.bias)
+
+
+def test_what_could_not_be_written_is_told_and_the_next_one_tries_again(tmp_path, made, saver, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint, "save_file", lambda *_args, **_options: (_ for _ in ()).throw(OSError(28, "No space"))
+        )
+        saver.add("step", 1, checkpoint.collect(*made), {})
+        (failed,) = saver.look(wait=True)
+    assert (failed.kind, failed.step, "No space" in failed.error) == ("step", 1, True)
+    saver.add("step", 2, checkpoint.collect(*made), {})
+    assert saver.look(wait=True) == [Outcome("step", 2, "")]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.safetensors"]
+
+
+def test_a_checkpoint_of_before_there_were_parts_still_opens(tmp_path, recipe, made):
+    """Its description says nothing of parts, its recipe nothing of groups of processes."""
+    path = save(tmp_path, 1, made, recipe)
+    tensors, about = checkpoint.read(path)
+    for name in ("parts", "places"):
+        del about[name]
+    del about["recipe"]["shard_size"]
+    checkpoint.save_file(tensors, path, metadata={"about": json.dumps(about)})
+    found, again, wrong = checkpoint.newest(tmp_path)
+    checkpoint.compare(recipe.replace(parallel="fsdp", shard_size=2), again, tmp_path)
+    checkpoint.restore(*made, found)
+    assert (again["step"], wrong) == (1, [])

@@ -11,6 +11,7 @@ import torch
 
 from full_ijepa.dashboard import CURVES, Dashboard, DashboardModel, State
 from full_ijepa.doctor import best_of
+from full_ijepa.journal import read_rows
 from full_ijepa.train import pretrain
 
 
@@ -24,7 +25,7 @@ def part_of(run, out, rows: int):
     """A run as it looked when it had written so many rows."""
     out.mkdir(exist_ok=True)
     (out / "recipe.json").write_text((run / "recipe.json").read_text())
-    lines = (run / "history.jsonl").read_text().splitlines()[:rows]
+    lines = (run / "history.jsonl").read_text().splitlines()[: rows + 1]  # the first says what it runs on
     (out / "history.jsonl").write_text("".join(line + "\n" for line in lines))
     return out
 
@@ -61,7 +62,7 @@ def test_a_half_written_row_is_not_an_error(finished, tmp_path):
 
 def test_the_doctor_speaks_while_the_run_goes_on(finished, tmp_path):
     run = part_of(finished, tmp_path / "run", 5)
-    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    rows = read_rows(run / "history.jsonl")
     (run / "history.jsonl").write_text("".join(json.dumps(row | dict(std=0.001)) + "\n" for row in rows))
     report = DashboardModel([run]).report()
     assert any("collapse" in line and "Try:" in line for line in report)

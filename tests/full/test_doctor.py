@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_steps_that_wait_for_pictures_are_named(healthy):
     assert "(now 0; this machine has" in finding.advice
 
 
+def test_a_process_that_all_others_wait_for_is_named(healthy):
+    """Not one that is slow by turns, nor one that is hardly slower."""
+    for ratio, places, said in ((1.5, [3], ["a slow process"]), (1.5, range(8), []), (1.1, [3], [])):
+        rows = [row | dict(slowest=places[n % len(places)], slowest_ratio=ratio) for n, row in enumerate(healthy.rows)]
+        assert names(replace(healthy, rows=rows)) == said
+    rows = [row | dict(slowest=3, slowest_ratio=1.5) for row in healthy.rows]
+    (finding,) = examine(replace(healthy, rows=rows))
+    assert re.search(r"process 3 is the slowest in \d+ of \d+ rows of history, 1.50 times the mean", finding.seen)
+
+
 @pytest.mark.parametrize("what", ["flat", "copies"])
 def test_pictures_too_much_alike_are_the_cause(healthy, what):
     """Then nobody is told to train longer."""
@@ -197,6 +208,7 @@ def test_the_best_checkpoint_is_looked_at_when_asked(tmp_path, recipe):
     assert chart.finished
     assert f"features of checkpoint best (step {best.step})" in report(chart)
     assert f"best by held-out probe or rank, never by loss: {best} (kept" in report(chart)
+    assert report(chart).count("computed on: device CPU, ") == 1
     with pytest.raises(ValueError, match="no checkpoint '999'"):
         chart_of(out, "999")
 

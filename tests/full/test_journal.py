@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from full_ijepa import journal
-from full_ijepa.journal import BOARDS, Journal, check_boards, read_rows
+from full_ijepa.journal import BOARDS, Journal, check_boards, read_lines, read_machines, read_rows
 from full_ijepa.train import pretrain
 
 
@@ -210,3 +210,15 @@ def test_no_board_at_all(out, recipe):
     quiet.close()
     assert sorted(path.name for path in out.iterdir()) == ["boards.json", "history.jsonl", "recipe.json"]
     assert json.loads((out / "recipe.json").read_text())["lr"] == asdict(recipe)["lr"]
+
+
+def test_a_start_that_led_nowhere_is_forgotten(out, recipe):
+    """History says what its rows were computed on: not what was tried between."""
+    for step, rows, where in ((0, ROWS[:3], "here"), (2, [], "died at once"), (2, ROWS[2:], "there")):
+        journal = Journal(out, step, recipe.replace(log_to=()), dict(device=where))
+        for row in rows:
+            journal.add(row)
+    lines = [line.get("step", line.get("machine")) for line in read_lines(out / "history.jsonl")]
+    assert lines == [dict(device="here"), 1, 2, dict(device="there"), 3, 4]
+    assert read_rows(out / "history.jsonl") == journal.rows == ROWS
+    assert read_machines(out / "history.jsonl") == [dict(device="here"), dict(device="there")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def run(recipe, out, **options):
 
 
 def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "history.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows_of(out)]
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -334,7 +334,7 @@ def test_the_loss_falls(tmp_path, recipe):
 def test_history_says_what_is_needed_to_judge(tmp_path, recipe):
     rows = run(recipe, tmp_path / "run").rows
     wanted = {"step", "epoch", "loss", "mean_loss", "lr", "weight_decay", "momentum", "gradient_norm", "seconds"}
-    wanted |= {"images_per_second", "waiting", "std", "rank", "position"}
+    wanted |= {"images_per_second", "waiting", "memory_gb", "std", "rank", "position"}
     assert wanted | {"flat", "copies", "skipped"} == rows[0].keys()
     assert all(wanted <= row.keys() and 0 < row["waiting"] < 1 for row in rows)
     assert [row["step"] for row in rows] == list(range(1, 16))
@@ -450,6 +450,122 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch,
     assert "no checkpoint at step 4" in said
     assert re.search(r"the best checkpoint, step 8 by kNN [\d.]+ %, was not kept", said)
     assert "free space and --resume auto" in said
+
+
+def slow_disk(monkeypatch, seconds: float) -> None:
+    save_file = checkpoint.save_file
+    slow = lambda *said, **options: (time.sleep(seconds), save_file(*said, **options))  # noqa: E731
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, recipe, monkeypatch):
+    """One checkpoint of seven steps on a disk that takes longer for it than they do together."""
+    taken, save = [], Loop.save
+
+    def timed(self, losses):
+        begun = time.perf_counter()
+        save(self, losses)
+        taken.append((self.trainer.step, time.perf_counter() - begun))
+
+    monkeypatch.setattr(Loop, "save", timed)
+    slow_disk(monkeypatch, 3.0)
+    recipe = recipe.replace(epochs=1.0, checkpoint_epochs=0.5, probe_epochs=0, drop_path=0.0)
+    begun = time.perf_counter()
+    monkeypatch.setattr(Loop, "compare", lambda self, row: {})  # no best, which is written as well
+    run(recipe.replace(epochs=0.9), tmp_path / "run")
+    assert [step for step, _ in taken] == [4, 7]
+    assert taken[0][1] < 1.5
+    assert time.perf_counter() - begun > 6.0  # both were waited for
+    assert [path.name for path in checkpoint.written(tmp_path / "run" / "checkpoints")] == [
+        f"step-{n:08}.safetensors" for n in (4, 7)
+    ]
+
+
+def test_a_disk_slower_than_checkpoints_come_is_said(tmp_path, recipe, monkeypatch, capsys):
+    slow_disk(monkeypatch, 0.4)
+    monkeypatch.setattr(Loop, "compare", lambda self, row: {})  # no best, which is waited for as well
+    run(recipe.replace(epochs=0.6, checkpoint_epochs=0.1, probe_epochs=0, keep=9), tmp_path / "run")
+    assert re.search(
+        r"step 2 waited \d\.\d s for the checkpoint before .*raise checkpoint_epochs", capsys.readouterr().err
+    )
+    found = [checkpoint.read(path)[1]["step"] for path in checkpoint.written(tmp_path / "run" / "checkpoints")]
+    assert found == [1, 2, 3, 4]
+
+
+def test_a_stopped_run_waits_for_its_checkpoint(tmp_path, recipe, monkeypatch):
+    slow_disk(monkeypatch, 1.0)
+    stop_after(monkeypatch, 2)
+    assert run(recipe.replace(probe_epochs=0), tmp_path / "run").ended == "stopped"
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == 2
+
+
+def test_a_checkpoint_that_failed_is_told_at_the_next_step_and_made_good_by_the_next(
+    tmp_path, recipe, monkeypatch, capsys
+):
+    save_file, told, failed = checkpoint.save_file, [], threading.Event()
+
+    def first_fails(tensors, path, metadata):
+        if "step-00000004" in path.name:
+            failed.set()
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    say, take_step = Loop.say, Trainer.take_step
+
+    def waits(self, batches):
+        if self.step == 5:
+            assert failed.wait(30)
+            time.sleep(0.1)
+        return take_step(self, batches)
+
+    def noted(self, text):
+        told.append((self.trainer.step, text))
+        say(self, text)
+
+    monkeypatch.setattr(checkpoint, "save_file", first_fails)
+    monkeypatch.setattr(Trainer, "take_step", waits)
+    monkeypatch.setattr(Loop, "say", noted)
+    found = run(recipe.replace(epochs=1.0, probe_epochs=0), tmp_path / "run")
+    assert (found.ended, found.exit_code) == ("done", train.DONE)
+    (step, text), *more = [(step, text) for step, text in told if "no checkpoint" in text]
+    assert (step in (5, 6), text.startswith("warning: no checkpoint at step 4 ("), more) == (True, True, [])
+
+
+def test_only_the_last_checkpoint_fails(tmp_path, recipe, monkeypatch, capsys):
+    """Nothing comes after it that would tell: the run does not leave before it knows."""
+    save_file = checkpoint.save_file
+
+    def last_fails(tensors, path, metadata):
+        if "step-00000008" in path.name:
+            time.sleep(0.5)
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", last_fails)
+    found = run(recipe.replace(epochs=1.0, probe_epochs=0), tmp_path / "run")
+    assert (found.ended, found.exit_code) == ("unsaved", train.NOT_SAVED)
+    assert "error: the last checkpoint could not be written" in capsys.readouterr().err
+
+
+def test_history_takes_back_a_best_that_could_not_be_kept(tmp_path, recipe, monkeypatch, capsys):
+    """And the one before it is the best again."""
+    scripted(monkeypatch, [40.0, 55.0, 50.0, 30.0, 20.0])
+    save_file = checkpoint.save_file
+
+    def second_fails(tensors, path, metadata):
+        if "best-00000006" in path.name:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", second_fails)
+    found = run(recipe.replace(probe_epochs=0.4), tmp_path / "run")
+    assert [(row["step"], bests(row)) for row in found.rows if bests(row)] == [
+        (3, {"best_knn": 40.0}),
+        (9, {"best_knn": 50.0}),
+    ]
+    assert rows_of(tmp_path / "run") == found.rows
+    assert "the best checkpoint, step 6 by kNN 55.0 %, was not kept" in capsys.readouterr().err
+    assert list(checkpoint.best_of(tmp_path / "run" / "checkpoints").values()) == [checkpoint.Best(9, "knn", 50.0)]
 
 
 def hold(out: Path, held) -> None:
