@@ -45,6 +45,7 @@ myst_heading_anchors = 4
 
 html_theme = "furo"
 html_title = project
+html_favicon = "static/icon.svg"
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_additional_pages = {"index": "start.html"}

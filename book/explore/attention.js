@@ -43,7 +43,7 @@ export async function start(element) {
     label: "Picture: pick the patch whose attention is shown",
   });
   const words = make("p", { className: "words", role: "status" }, `Pick a patch: the model (about ${MEGABYTES} MB) is fetched then.`);
-  const figures = make("div", { className: "panels" });
+  const figures = make("div", { className: "panels four" });
   const numbers = make("div");
   let panels = [];
   const problem = (text) => {

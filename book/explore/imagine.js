@@ -86,10 +86,10 @@ export async function start(element) {
   });
   const words = make("p", { className: "words", role: "status" });
   const panels = {
-    original: panel("your picture; the square is what is used"),
     seen: panel("what the encoder sees"),
     imagined: panel("imagined: the nearest real patches"),
     error: panel("error a patch"),
+    original: panel("your picture; the square is used"),
   };
   panels.original.element.hidden = true;
   const problem = (text) => {
@@ -142,7 +142,7 @@ export async function start(element) {
   };
   element.replaceChildren(
     make("div", { className: "row" }, pick.row, pick.file),
-    make("div", { className: "panels" }, holder, ...Object.values(panels).map((each) => each.element)),
+    make("div", { className: "panels" }, holder, make("div", { className: "panels four" }, ...Object.values(panels).map((each) => each.element))),
     make("div", { className: "row" }, button("Remove last block", () => blocks(painter.get("blocks").slice(0, -1))), button("Clear", () => blocks([]))),
     words,
   );

@@ -97,7 +97,7 @@ export async function start(element) {
   const targets = slider("target blocks", { min: 1, max: 8, value: 4 }, (value) => ((dials.targets = value), refresh()));
   const ranges = [
     ends("target scale", "targetScale", 0.05, 0.9, percent),
-    ends("target aspect (height/width)", "targetAspect", 0.25, 4, (value) => value.toFixed(2)),
+    ends("target height/width", "targetAspect", 0.25, 4, (value) => value.toFixed(2)),
     ends("context scale", "contextScale", 0.05, 1, percent),
   ];
   const say = (input, value) => {
@@ -121,7 +121,7 @@ export async function start(element) {
   element.replaceChildren(
     make("div", { className: "row" }, strategy.element, side.element, again),
     make("div", { className: "row" }, targets.element, ...ranges.flatMap(({ pair }) => pair.map((each) => each.element))),
-    make("div", { className: "panels" }, ...Object.values(panels).map((each) => each.element)),
+    make("div", { className: "panels quarters" }, ...Object.values(panels).map((each) => each.element)),
     words,
   );
   refresh();

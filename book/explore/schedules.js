@@ -4,7 +4,7 @@ import { Plan } from "./plan.js";
 import { choice, curves, legend, make, panel, slider, soon, table } from "./view.js";
 
 const POINTS = 200;
-const [AS_SET, RIGHT] = ["#0072b2", "#d55e00"];
+const [AS_SET, RIGHT] = ["#2a8fd4", "#d55e00"];
 const COUNTING = [
   ["steps", "steps done / steps"],
   ["batches", "batches done / steps (bug)"],
@@ -17,7 +17,7 @@ const WHAT = {
   memory: ["EMA memory 1/(1-m), steps", (plan, step) => plan.memoryAt(step)],
 };
 
-const short = (value) => (Number.isFinite(value) ? `${+value.toPrecision(3)}` : "for ever");
+const short = (value) => (Number.isFinite(value) ? (+value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }) : "for ever");
 
 function lines(plan, at) {
   const sampled = (run) => Array.from({ length: POINTS + 1 }, (_, i) => Math.round((i * (run.steps - 1)) / POINTS)).map((step) => [step, at(run, step)]);

@@ -59,6 +59,7 @@ export function panel(caption, { aspect = 1, wide = false } = {}) {
     if (last) last(canvas.getContext("2d"), canvas.width, canvas.height);
   };
   new ResizeObserver(again).observe(canvas);
+  new MutationObserver(again).observe(document.body, { attributeFilter: ["data-theme"] }); // the ink follows the theme
   return {
     element,
     canvas,
