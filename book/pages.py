@@ -31,7 +31,7 @@ def terms() -> dict[str, str]:
     """Words as chapters write them -> the anchor of their entry in the glossary."""
     found = {}
     for term in ENTRY.findall((ROOT / "chapters" / "glossary.md").read_text()):
-        for word in re.split(r", | / ", re.sub(r"[*`]| \(.*?\)", "", term)):
+        for word in re.split(r", | / | \(", re.sub(r"[*`)]", "", term)):  # "k nearest neighbours (kNN)" are two words
             found[word.lower()] = slug(term)
     return found
 
@@ -111,10 +111,14 @@ def code_pages() -> Iterator[tuple[str, dict[str, str], str]]:
 
 
 def plain(lines: list[str]) -> list[str]:
-    """A docstring line by line: it is text laid out by hand, not a markup language."""
-    escaped = [re.sub(r"([\\*_|`])", r"\\\1", line) for line in lines]
-    escaped = [re.sub(r"\\`(.+?)\\`", lambda m: f"``{m[1]}``".replace("\\", ""), line) for line in escaped]
-    return [f"| {line}" for line in escaped]
+    """A docstring line by line: it is text laid out by hand, not a markup language; only `code` is marked."""
+
+    def part(text: str) -> str:
+        if re.fullmatch(r"`[^`]+`", text):
+            return f"\\ ``{text[1:-1]}``\\ "
+        return re.sub(r"([\\*_|`])", r"\\\1", text)
+
+    return ["| " + "".join(map(part, re.split(r"(`[^`]+`)", line))) for line in lines]
 
 
 def formula(writer: object, node: nodes.Element) -> None:

@@ -90,7 +90,7 @@ export async function start(element) {
   const withStop = button("Train with stop-gradient", () => train(true));
   const without = button("Train without", () => train(false));
   const halt = button("Stop", () => end("Stopped."), { disabled: true });
-  const follow = slider("momentum of the target", { min: 0, max: 1, step: 0.005, value: momentum, show: (value) => value.toFixed(3) }, (value) => (momentum = value));
+  const follow = slider("target's momentum", { min: 0, max: 1, step: 0.005, value: momentum, show: (value) => value.toFixed(3) }, (value) => (momentum = value));
   element.replaceChildren(
     make("div", { className: "row" }, withStop, without, halt, follow.element),
     make("div", { className: "panels" }, ...Object.values(panels).map((each) => each.element)),

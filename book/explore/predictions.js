@@ -5,7 +5,7 @@ import { compare, csv } from "./guesses.js";
 import { Model } from "./model.js";
 import form from "./predict.js";
 
-const HEAD = ["chapter", "question", "said", "answer", "outcome"];
+const HEAD = ["who", "chapter", "question", "said", "answer", "outcome"]; // as toy_ijepa/widgets/predict.py
 const place = (name) => `ijepa-predictions-${name}`;
 
 /** What was committed earlier on this device; nothing where it may not be read (private windows). */
@@ -33,8 +33,8 @@ function outcome(question, said) {
   return `It is ${question.found}${question.unit ?? ""}. ${compare(question, said)}`;
 }
 
-function save(name, questions, said) {
-  const rows = questions.map((q, n) => [name, q.label, said[n], q.found, compare(q, said[n])]);
+function save(who, name, questions, said) {
+  const rows = questions.map((q, n) => [who, name, q.label, said[n], q.found, compare(q, said[n])]);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([csv([HEAD, ...rows])], { type: "text/csv" }));
   link.download = `predictions-${name}.csv`;
@@ -83,10 +83,16 @@ export function revive(element) {
   show();
 
   const row = document.createElement("p");
-  row.className = "note";
+  row.className = "keep";
+  const who = document.createElement("input");
+  who.type = "text";
+  who.placeholder = "name (optional)";
+  who.setAttribute("aria-label", "Your name in the file, if you like");
   row.append(
-    "What you commit stays in this browser. ",
-    button("Save as CSV", () => save(name, questions, model.get("answers"))),
+    "What you commit stays in this browser. For a teacher who asks: ",
+    who,
+    " ",
+    button("Save as CSV", () => save(who.value.trim(), name, questions, model.get("answers"))),
     " ",
     button("Forget", () => {
       remember(name, blank);

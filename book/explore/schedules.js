@@ -17,7 +17,11 @@ const WHAT = {
   memory: ["EMA memory 1/(1-m), steps", (plan, step) => plan.memoryAt(step)],
 };
 
-const short = (value) => (Number.isFinite(value) ? (+value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }) : "for ever");
+const short = (value) => {
+  if (!Number.isFinite(value)) return "for ever";
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1);
+  return value.toLocaleString("en", { maximumSignificantDigits: 4 });
+};
 
 function lines(plan, at) {
   const sampled = (run) => Array.from({ length: POINTS + 1 }, (_, i) => Math.round((i * (run.steps - 1)) / POINTS)).map((step) => [step, at(run, step)]);

@@ -126,7 +126,7 @@ export function ticks(low, high) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((n) => n * power >= rough * 0.999);
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) found.push(+at.toPrecision(10));
+  for (let at = Math.ceil(low / step) * step; at <= high + step / 100; at += step) found.push(+at.toPrecision(10));
   return found;
 }
 
