@@ -43,19 +43,21 @@ nb_ipywidgets_js: dict = {}  # would come from a server
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
+smartquotes = False  # docstrings quote code
+
 html_theme = "furo"
 html_title = project
 html_favicon = "static/icon.svg"
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_additional_pages = {"index": "start.html"}
+html_domain_indices = False  # the reference is the list of modules
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
 templates_path = ["templates"]
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-maximum_signature_line_length = 90
 toc_object_entries = False  # the side bar names modules, not each of their functions
 suppress_warnings = ["ref.python"]  # both packages have an Encoder; its page is found either way
 linkcode_resolve = pages.source_of

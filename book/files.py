@@ -28,7 +28,7 @@ EXERCISES = sorted((ROOT / "chapters" / "exercises").glob("[0-9]*.ipynb"))
 WEIGHTS = ROOT / "assets" / "weights"
 SHOWN = 10  # drawings to play with
 CROWD = 480  # drawings to train on in the page
-SHELF = 60  # drawings whose patches are the gallery of the drawings
+SHELF = 100  # drawings whose patches are the gallery of the drawings
 SIDE = 32  # pixels
 # Of scikit-learn's two photographs (CC BY 2.0): file, and left, top and side of the square that is shown, in pixels.
 PHOTOGRAPHS = {"flower": ("flower.jpg", (150, 20, 390)), "pagoda": ("china.jpg", (30, 100, 320))}
@@ -93,7 +93,7 @@ def weights(folder: Path) -> None:
         shutil.copy(WEIGHTS / f"{name}.safetensors", folder)
     shutil.copy(HERE / "gallery-cifar10.safetensors", folder)
     others = shapes.generate(SHELF, seed=shapes.SPLIT_SEED["test"] + 1).images
-    shelf("ijepa-shapes", others, 2000, folder / "gallery-shapes.safetensors")
+    shelf("ijepa-shapes", others, 4000, folder / "gallery-shapes.safetensors")
 
 
 def downloads(folder: Path) -> None:

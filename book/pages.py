@@ -19,6 +19,7 @@ from pygments.lexers import PythonLexer
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("toy_ijepa", "full_ijepa")
 CODE = re.compile(r"\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<path>[\w./]+\.py)(?:#L(?P<line>\d+))?\)")
+CODE_SPAN = re.compile(r"(`[^`\s](?:[^`]*[^`\s])?`)")
 ENTRY = re.compile(r"^- \*\*(.+?)\*\*:", re.MULTILINE)
 WORD = re.compile(r"\[([^\[\]]+)\]\(((?:\.\./)?glossary\.md)\)")
 
@@ -114,11 +115,11 @@ def plain(lines: list[str]) -> list[str]:
     """A docstring line by line: it is text laid out by hand, not a markup language; only `code` is marked."""
 
     def part(text: str) -> str:
-        if re.fullmatch(r"`[^`]+`", text):
+        if CODE_SPAN.fullmatch(text):
             return f"\\ ``{text[1:-1]}``\\ "
         return re.sub(r"([\\*_|`])", r"\\\1", text)
 
-    return ["| " + "".join(map(part, re.split(r"(`[^`]+`)", line))) for line in lines]
+    return ["| " + "".join(map(part, CODE_SPAN.split(line))) for line in lines]
 
 
 def formula(writer: object, node: nodes.Element) -> None:

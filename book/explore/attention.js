@@ -29,7 +29,10 @@ export function rows(maps, picked) {
 /** The largest weights of a row, in words. */
 function named(row) {
   const order = row.map((_, n) => n).sort((a, b) => row[b] - row[a]);
-  return order.slice(0, TOP).map((n) => `(${Math.floor(n / GRID[1])}, ${n % GRID[1]}): ${(100 * row[n]).toFixed(1)} %`).join(", ");
+  return order
+    .slice(0, TOP)
+    .map((n) => `(${Math.floor(n / GRID[1])}, ${n % GRID[1]}): ${(100 * row[n]).toFixed(1)} %`)
+    .join(", ");
 }
 
 export async function start(element) {
@@ -39,10 +42,20 @@ export async function start(element) {
   let begun = false;
   let kept = {}; // the maps of one picture and layer
   const picker = new Model({
-    mode: "pick", grid: GRID, picked: [4, 4], blocks: [], colours: [COLOURS[0]], veil: [], image: "",
+    mode: "pick",
+    grid: GRID,
+    picked: [4, 4],
+    blocks: [],
+    colours: [COLOURS[0]],
+    veil: [],
+    image: "",
     label: "Picture: pick the patch whose attention is shown",
   });
-  const words = make("p", { className: "words", role: "status" }, `Pick a patch: the model (about ${MEGABYTES} MB) is fetched then.`);
+  const words = make(
+    "p",
+    { className: "words", role: "status" },
+    `Pick a patch: the model (about ${MEGABYTES} MB) is fetched then.`,
+  );
   const figures = make("div", { className: "panels four" });
   const numbers = make("div");
   let panels = [];
@@ -72,11 +85,16 @@ export async function start(element) {
     all.forEach((values, a) => {
       const share = values.map((value) => 100 * value);
       const show = (value) => value.toFixed(top < 10 ? 1 : 0);
-      panels[a].draw(heat(share, GRID, 0, top, show), `${names[a]}: where it attends to; the table names the largest weights`);
+      panels[a].draw(
+        heat(share, GRID, 0, top, show),
+        `${names[a]}: where it attends to; the table names the largest weights`,
+      );
       panels[a].say(`${names[a]}, % (0 to ${top.toFixed(0)})`);
     });
     const head = ["", "spreads over", "looks most at (row, column)"];
-    numbers.replaceChildren(table([head, ...all.map((row, a) => [names[a], `${spread(row).toFixed(1)} patches`, named(row)])]));
+    numbers.replaceChildren(
+      table([head, ...all.map((row, a) => [names[a], `${spread(row).toFixed(1)} patches`, named(row)])]),
+    );
     words.textContent = `Layer ${layer} of 0-${LAYERS - 1}, asked by row ${row}, column ${column}. Even attention would spread over ${N} patches.`;
   }
   const refresh = soon(() => show().catch((error) => problem(error.message)));

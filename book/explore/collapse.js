@@ -20,7 +20,12 @@ async function crowd() {
 }
 
 const WHAT = {
-  loss: { title: "loss, on a scale of powers of ten", across: Math.log10, marks: [1e-4, 1e-3, 0.01, 0.1, 1], y: [1e-4, 1] },
+  loss: {
+    title: "loss, on a scale of powers of ten",
+    across: Math.log10,
+    marks: [1e-4, 1e-3, 0.01, 0.1, 1],
+    y: [1e-4, 1],
+  },
   std: { title: "std of the features over pictures", y: [0, 1] },
   rank: { title: "effective rank of the features", y: [0, 16] },
 };
@@ -32,7 +37,10 @@ function name({ stop, momentum }) {
 /** What a finished run says, in a sentence. */
 export function verdict(run) {
   const [first, last] = [run.rows[0], run.rows.at(-1)];
-  const state = last.std < LOW_STD ? "collapsed: every picture gets nearly the same features" : "features still tell pictures apart";
+  const state =
+    last.std < LOW_STD
+      ? "collapsed: every picture gets nearly the same features"
+      : "features still tell pictures apart";
   return `${name(run)}: loss ${last.loss.toPrecision(2)}, std from ${first.std.toFixed(2)} to ${last.std.toFixed(3)}; ${state}.`;
 }
 
@@ -40,8 +48,14 @@ export async function start(element) {
   const runs = {}; // the last run with and without
   let momentum = 0.98;
   let worker = null;
-  const panels = Object.fromEntries(Object.entries(WHAT).map(([key, { title }]) => [key, panel(title, { aspect: 1.7, wide: true })]));
-  const words = make("p", { className: "words", role: "status" }, `${STEPS} steps on a few hundred drawings of 16 x 16 pixels. Press a button.`);
+  const panels = Object.fromEntries(
+    Object.entries(WHAT).map(([key, { title }]) => [key, panel(title, { aspect: 1.7, wide: true })]),
+  );
+  const words = make(
+    "p",
+    { className: "words", role: "status" },
+    `${STEPS} steps on a few hundred drawings of 16 x 16 pixels. Press a button.`,
+  );
   const names = make("div");
   const numbers = make("div");
 
@@ -54,10 +68,12 @@ export async function start(element) {
       panels[key].draw(curves(drawn, { x: [0, STEPS], y, ...how }), `${title}: ${last || "no run yet"}`);
     }
     names.replaceChildren(legend(lines));
-    const body = kept.filter((run) => run.rows.length).map((run) => {
-      const row = run.rows.at(-1);
-      return [name(run), `${row.step}`, row.loss.toPrecision(2), row.std.toFixed(3), row.rank.toFixed(1)];
-    });
+    const body = kept
+      .filter((run) => run.rows.length)
+      .map((run) => {
+        const row = run.rows.at(-1);
+        return [name(run), `${row.step}`, row.loss.toPrecision(2), row.std.toFixed(3), row.rank.toFixed(1)];
+      });
     numbers.replaceChildren(body.length ? table([["run", "step", "loss", "std", "rank"], ...body]) : "");
   }
 
@@ -90,7 +106,11 @@ export async function start(element) {
   const withStop = button("Train with stop-gradient", () => train(true));
   const without = button("Train without", () => train(false));
   const halt = button("Stop", () => end("Stopped."), { disabled: true });
-  const follow = slider("target's momentum", { min: 0, max: 1, step: 0.005, value: momentum, show: (value) => value.toFixed(3) }, (value) => (momentum = value));
+  const follow = slider(
+    "target's momentum",
+    { min: 0, max: 1, step: 0.005, value: momentum, show: (value) => value.toFixed(3) },
+    (value) => (momentum = value),
+  );
   element.replaceChildren(
     make("div", { className: "row" }, withStop, without, halt, follow.element),
     make("div", { className: "panels" }, ...Object.values(panels).map((each) => each.element)),

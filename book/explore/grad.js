@@ -85,9 +85,19 @@ export function layerNorm(x, weight = null, bias = null, eps = 1e-6) {
 /** x times the share of a normal distribution that lies below x. */
 export function gelu(x) {
   const below = x.data.map((each) => 0.5 * (1 + erf(each / Math.SQRT2)));
-  const value = new Tensor(x.data.map((each, k) => each * below[k]), x.shape);
+  const value = new Tensor(
+    x.data.map((each, k) => each * below[k]),
+    x.shape,
+  );
   const slope = (each, k) => below[k] + (each * Math.exp(-0.5 * each * each)) / Math.sqrt(2 * Math.PI);
-  return [value, (by) => new Tensor(by.data.map((g, k) => g * slope(x.data[k], k)), x.shape)];
+  return [
+    value,
+    (by) =>
+      new Tensor(
+        by.data.map((g, k) => g * slope(x.data[k], k)),
+        x.shape,
+      ),
+  ];
 }
 
 /** Queries, keys and values side by side (n, 3*D) -> (n, D); a token attends to those of its own picture alone.
@@ -112,9 +122,11 @@ export function attention(qkv, heads, lengths) {
       for (let i = 0; i < length; i++) {
         const row = map.row(i);
         const query = (first + i) * width + a * d;
-        for (let j = 0; j < length; j++) row[j] = dot(qkv.data, query, qkv.data, (first + j) * width + D + a * d) / root;
+        for (let j = 0; j < length; j++)
+          row[j] = dot(qkv.data, query, qkv.data, (first + j) * width + D + a * d) / root;
         softmax(row);
-        for (let j = 0; j < length; j++) add(value.data, (first + i) * D + a * d, row[j], qkv.data, (first + j) * width + 2 * D + a * d);
+        for (let j = 0; j < length; j++)
+          add(value.data, (first + i) * D + a * d, row[j], qkv.data, (first + j) * width + 2 * D + a * d);
       }
     }
   }
@@ -160,10 +172,13 @@ export function pick(x, index) {
 export function smoothL1(predicted, truth) {
   let loss = 0;
   const count = predicted.data.length;
-  const by = new Tensor(predicted.data.map((each, k) => {
-    const off = each - truth.data[k];
-    loss += (Math.abs(off) < 1 ? 0.5 * off * off : Math.abs(off) - 0.5) / count;
-    return Math.min(Math.max(off, -1), 1) / count;
-  }), predicted.shape);
+  const by = new Tensor(
+    predicted.data.map((each, k) => {
+      const off = each - truth.data[k];
+      loss += (Math.abs(off) < 1 ? 0.5 * off * off : Math.abs(off) - 0.5) / count;
+      return Math.min(Math.max(off, -1), 1) / count;
+    }),
+    predicted.shape,
+  );
   return [loss, by];
 }

@@ -19,7 +19,9 @@ export function distance(said, found, unit) {
   const off = said - found;
   const side = off > 0 ? "high" : "low";
   if (unit.includes("%")) {
-    return Math.abs(off) <= NEAR_POINTS ? "right, within five points" : `${Math.abs(off).toFixed(0)} points too ${side}`;
+    return Math.abs(off) <= NEAR_POINTS
+      ? "right, within five points"
+      : `${Math.abs(off).toFixed(0)} points too ${side}`;
   }
   if (Math.abs(off) <= NEAR * Math.abs(found)) return off === 0 ? "right" : "right, within a tenth";
   if (said * found > 0) return `${digits(Math.max(said / found, found / said), 2)} times too ${side}`;

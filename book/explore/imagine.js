@@ -57,7 +57,10 @@ function original({ whole, left, top, square }) {
     const [x, y] = [(width - whole.width * scale) / 2, (height - whole.height * scale) / 2];
     g.clearRect(0, 0, width, height);
     g.drawImage(whole, x, y, whole.width * scale, whole.height * scale);
-    for (const [thick, colour] of [[6, "#fff"], [3, COLOURS[0]]]) {
+    for (const [thick, colour] of [
+      [6, "#fff"],
+      [3, COLOURS[0]],
+    ]) {
       g.lineWidth = thick;
       g.strokeStyle = colour;
       g.strokeRect(x + left * scale + 2, y + top * scale + 2, square * scale - 4, square * scale - 4);
@@ -81,7 +84,13 @@ export async function start(element) {
   let drawn = null; // the block that is being drawn
   let truth = null; // features of the whole picture, of `of`
   const painter = new Model({
-    mode: "paint", grid: GRID, picked: [0, 0], blocks: [], colours: COLOURS, veil: [], image: "",
+    mode: "paint",
+    grid: GRID,
+    picked: [0, 0],
+    blocks: [],
+    colours: COLOURS,
+    veil: [],
+    image: "",
     label: "Picture: paint the patches that the model shall not see",
   });
   const words = make("p", { className: "words", role: "status" });
@@ -100,9 +109,14 @@ export async function start(element) {
   async function show() {
     const hidden = covered(drawn ? [...painter.get("blocks"), drawn] : painter.get("blocks"));
     words.classList.remove("problem");
-    panels.seen.draw(pixels(patched(item.picture, hidden, () => null)), `The picture with ${hidden.length} patches grey`);
+    panels.seen.draw(
+      pixels(patched(item.picture, hidden, () => null)),
+      `The picture with ${hidden.length} patches grey`,
+    );
     if (!hidden.length || hidden.length === GRID[0] * GRID[1]) {
-      const why = hidden.length ? "Everything is hidden: remove a block, the model needs something to see." : "Hide a block: drag on the picture.";
+      const why = hidden.length
+        ? "Everything is hidden: remove a block, the model needs something to see."
+        : "Hide a block: drag on the picture.";
       panels.imagined.draw(pixels(hidden.length ? grey() : item.picture), "Nothing to imagine yet");
       panels.error.draw((g, width, height) => g.clearRect(0, 0, width, height), "No errors yet");
       words.textContent = why;
@@ -116,7 +130,10 @@ export async function start(element) {
     const { picture, error } = imagine(model, shelf, asked.picture, truth.features, hidden);
     const top = Math.max(...hidden.map((n) => error[n]));
     panels.imagined.draw(pixels(picture), "The picture with the imagined patches in the hidden places");
-    panels.error.draw(heat(error, GRID, 0, top, (value) => value.toFixed(2).replace("0.", ".")), "Error of each hidden patch; the text names the largest");
+    panels.error.draw(
+      heat(error, GRID, 0, top, (value) => value.toFixed(2).replace("0.", ".")),
+      "Error of each hidden patch; the text names the largest",
+    );
     panels.error.say(`error a patch, 0 to ${top.toFixed(2)}`);
     words.textContent = summary(hidden, error);
   }
@@ -142,8 +159,18 @@ export async function start(element) {
   };
   element.replaceChildren(
     make("div", { className: "row" }, pick.row, pick.file),
-    make("div", { className: "panels" }, holder, make("div", { className: "panels four" }, ...Object.values(panels).map((each) => each.element))),
-    make("div", { className: "row" }, button("Remove last block", () => blocks(painter.get("blocks").slice(0, -1))), button("Clear", () => blocks([]))),
+    make(
+      "div",
+      { className: "panels" },
+      holder,
+      make("div", { className: "panels four" }, ...Object.values(panels).map((each) => each.element)),
+    ),
+    make(
+      "div",
+      { className: "row" },
+      button("Remove last block", () => blocks(painter.get("blocks").slice(0, -1))),
+      button("Clear", () => blocks([])),
+    ),
     words,
   );
   canvas.render({ model: painter, el: holder });

@@ -17,7 +17,10 @@ export class Predictor {
 
   /** All targets in one sequence: what the toy was trained with (mode "joint"). */
   forward(features, context, targets) {
-    const seen = add(linear(features, this.weights["embed.weight"], this.weights["embed.bias"]), this.posEmbed.rows(context));
+    const seen = add(
+      linear(features, this.weights["embed.weight"], this.weights["embed.bias"]),
+      this.posEmbed.rows(context),
+    );
     const asked = this.posEmbed.rows(targets);
     const token = this.weights.mask_token.data;
     for (let t = 0; t < targets.length; t++) asked.row(t).forEach((_, e, row) => (row[e] += token[e]));

@@ -34,7 +34,11 @@ export function fill([top, left], [, w], [rows, columns]) {
 
 /** A block of `size` somewhere, evenly over every place where it fits. */
 function place(grid, size, random) {
-  return fill([0, 1].map((axis) => Math.floor(random() * (grid[axis] - size[axis] + 1))), grid, size);
+  return fill(
+    [0, 1].map((axis) => Math.floor(random() * (grid[axis] - size[axis] + 1))),
+    grid,
+    size,
+  );
 }
 
 /** The patches of `block` that belong to none of `targets`, in raster order: what the encoder may see. */
@@ -65,6 +69,8 @@ export function randomPatches([h, w], scale, random = Math.random) {
   const N = h * w;
   const hidden = Math.round(N * uniform(scale, random));
   if (hidden < 1 || hidden >= N) throw new Error(`hiding ${hidden} of ${N} patches leaves no target or no context`);
-  const order = Array.from({ length: N }, (_, n) => [random(), n]).sort(([a], [b]) => a - b).map(([, n]) => n);
+  const order = Array.from({ length: N }, (_, n) => [random(), n])
+    .sort(([a], [b]) => a - b)
+    .map(([, n]) => n);
   return { targets: [order.slice(0, hidden)], context: order.slice(hidden) };
 }

@@ -70,7 +70,10 @@ export async function start(element) {
       for (const name of ["target", "context", "neither"]) {
         const [low, high] = [Math.min(...shares[name]), Math.max(...shares[name])];
         const alt = `Map of how often each patch is ${name}: from ${low.toFixed(0)} to ${high.toFixed(0)} %`;
-        panels[name].draw(heat(shares[name], grid, 0, 100, (value) => value.toFixed(0)), alt);
+        panels[name].draw(
+          heat(shares[name], grid, 0, 100, (value) => value.toFixed(0)),
+          alt,
+        );
         panels[name].say(`${name}, ${low.toFixed(0)} to ${high.toFixed(0)} % of ${DRAWS.toLocaleString("en")} draws`);
       }
       const mean = shares.context.reduce((a, b) => a + b, 0) / N;
@@ -86,15 +89,23 @@ export async function start(element) {
   const percent = (value) => `${Math.round(100 * value)} %`;
   const ends = (text, name, min, max, show) => {
     const pair = [0, 1].map((end) =>
-      slider(`${text}, ${end ? "at most" : "at least"}`, { min, max, step: 0.01, value: dials[name][end], show }, (value) => {
-        dials[name] = end ? [Math.min(dials[name][0], value), value] : [value, Math.max(dials[name][1], value)];
-        follow();
-        refresh();
-      }),
+      slider(
+        `${text}, ${end ? "at most" : "at least"}`,
+        { min, max, step: 0.01, value: dials[name][end], show },
+        (value) => {
+          dials[name] = end ? [Math.min(dials[name][0], value), value] : [value, Math.max(dials[name][1], value)];
+          follow();
+          refresh();
+        },
+      ),
     );
     return { pair, name };
   };
-  const targets = slider("target blocks", { min: 1, max: 8, value: 4 }, (value) => ((dials.targets = value), refresh()));
+  const targets = slider(
+    "target blocks",
+    { min: 1, max: 8, value: 4 },
+    (value) => ((dials.targets = value), refresh()),
+  );
   const ranges = [
     ends("target scale", "targetScale", 0.05, 0.9, percent),
     ends("target height/width", "targetAspect", 0.25, 4, (value) => value.toFixed(2)),
@@ -108,19 +119,38 @@ export async function start(element) {
   function follow() {
     for (const { pair, name } of ranges) pair.forEach(({ input }, end) => say(input, dials[name][end]));
     say(targets.input, dials.targets);
-    for (const input of [targets.input, ...ranges[1].pair.map((each) => each.input)]) input.disabled = dials.strategy === "random";
+    for (const input of [targets.input, ...ranges[1].pair.map((each) => each.input)])
+      input.disabled = dials.strategy === "random";
   }
-  const strategy = choice("strategy", Object.entries(STRATEGIES).map(([name, { words }]) => [name, words]), "multiblock", (value) => {
-    const { targets, targetScale, contextScale } = STRATEGIES[value];
-    Object.assign(dials, { strategy: value, targets, targetScale, contextScale });
-    follow();
-    refresh();
-  });
-  const side = choice("grid", [[8, "8 x 8 (the toy)"], [14, "14 x 14 (ViT-B/16 at 224 px)"]], 14, (value) => ((dials.side = +value), refresh()));
+  const strategy = choice(
+    "strategy",
+    Object.entries(STRATEGIES).map(([name, { words }]) => [name, words]),
+    "multiblock",
+    (value) => {
+      const { targets, targetScale, contextScale } = STRATEGIES[value];
+      Object.assign(dials, { strategy: value, targets, targetScale, contextScale });
+      follow();
+      refresh();
+    },
+  );
+  const side = choice(
+    "grid",
+    [
+      [8, "8 x 8 (the toy)"],
+      [14, "14 x 14 (ViT-B/16 at 224 px)"],
+    ],
+    14,
+    (value) => ((dials.side = +value), refresh()),
+  );
   const again = button("Draw another", () => ((dials.seed += 1), refresh()));
   element.replaceChildren(
     make("div", { className: "row" }, strategy.element, side.element, again),
-    make("div", { className: "row" }, targets.element, ...ranges.flatMap(({ pair }) => pair.map((each) => each.element))),
+    make(
+      "div",
+      { className: "row" },
+      targets.element,
+      ...ranges.flatMap(({ pair }) => pair.map((each) => each.element)),
+    ),
     make("div", { className: "panels quarters" }, ...Object.values(panels).map((each) => each.element)),
     words,
   );

@@ -25,3 +25,7 @@ const near = new IntersectionObserver(
 );
 for (const element of document.querySelectorAll("[data-explore]")) near.observe(element);
 for (const element of document.querySelectorAll("[data-ask]")) revive(element);
+// What is wider than the page scrolls by itself: by keyboard too, if it can have the focus.
+for (const box of document.querySelectorAll("article pre, .table-wrapper, .math-wrapper")) {
+  if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+}

@@ -6,7 +6,10 @@ import { Tensor, linear } from "./tensor.js";
 
 /** Bytes (C, H, W) -> numbers around 0 with std about 1, as the toy was trained. */
 export function normalise(picture) {
-  return new Tensor(Float32Array.from(picture.data, (value) => value / 63.75 - 2), picture.shape);
+  return new Tensor(
+    Float32Array.from(picture.data, (value) => value / 63.75 - 2),
+    picture.shape,
+  );
 }
 
 /** What a canvas holds (ImageData, red green blue alpha, pixel by pixel) -> bytes (3, H, W). */

@@ -35,8 +35,8 @@ export async function sheet(name, side = SIDE) {
 export async function offered() {
   const [drawn, taken] = await Promise.all([sheet("drawings.png"), sheet("photographs.png")]);
   return [
-    ...drawn.map((picture, n) => ({ name: `drawing ${n + 1}`, kind: "drawing", picture })),
     ...taken.map((picture, n) => ({ name: PHOTOGRAPHS[n], kind: "photograph", picture })),
+    ...drawn.map((picture, n) => ({ name: `drawing ${n + 1}`, kind: "drawing", picture })),
   ];
 }
 

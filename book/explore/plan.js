@@ -21,8 +21,14 @@ export const SHAPES = { linear, cosine };
 export class Plan {
   constructor(options = {}) {
     const defaults = {
-      steps: 1000, warmup: 0.1, lr: 3e-3, decay: [0.04, 0.4], momentum: [0.996, 1],
-      shape: "linear", accumulation: 1, counting: "steps",
+      steps: 1000,
+      warmup: 0.1,
+      lr: 3e-3,
+      decay: [0.04, 0.4],
+      momentum: [0.996, 1],
+      shape: "linear",
+      accumulation: 1,
+      counting: "steps",
     };
     Object.assign(this, defaults, options);
   }
@@ -70,7 +76,8 @@ export class Plan {
   verdict() {
     const percent = this.shareLeft < 0.001 ? "less than 0.1" : `${+(100 * this.shareLeft).toPrecision(2)}`;
     const share = `${percent} % of the target encoder is still its random start when the run ends`;
-    if (this.shareLeft > 0.5) return `A trap: ${share}, so that is what the predictor learns. Start with a lower momentum or run longer.`;
+    if (this.shareLeft > 0.5)
+      return `A trap: ${share}, so that is what the predictor learns. Start with a lower momentum or run longer.`;
     return `${share}${this.shareLeft > 0.05 ? ": more than a trace." : ": forgotten."}`;
   }
 }

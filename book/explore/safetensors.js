@@ -23,8 +23,16 @@ export function parse(bytes) {
   if (8 + length > bytes.byteLength) throw new Error("not a safetensors file, or not all of it");
   const { __metadata__: said = {}, ...header } = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 8, length)));
   const tensors = {};
-  for (const [name, { dtype, shape, data_offsets: [start, end] }] of Object.entries(header)) {
-    if (!(dtype in READ)) throw new Error(`${name} holds ${dtype}; only ${Object.keys(READ).join(" and ")} are read here`);
+  for (const [
+    name,
+    {
+      dtype,
+      shape,
+      data_offsets: [start, end],
+    },
+  ] of Object.entries(header)) {
+    if (!(dtype in READ))
+      throw new Error(`${name} holds ${dtype}; only ${Object.keys(READ).join(" and ")} are read here`);
     tensors[name] = new Tensor(READ[dtype](bytes.slice(8 + length + start, 8 + length + end)), shape);
   }
   return { tensors, about: JSON.parse(said.about ?? "{}") };

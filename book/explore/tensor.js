@@ -93,7 +93,10 @@ export function softmax(row) {
 
 /** x times the share of a normal distribution that lies below x, number by number. */
 export function gelu(x) {
-  return new Tensor(x.data.map((value) => 0.5 * value * (1 + erf(value / Math.SQRT2))), x.shape);
+  return new Tensor(
+    x.data.map((value) => 0.5 * value * (1 + erf(value / Math.SQRT2))),
+    x.shape,
+  );
 }
 
 /** The error function, to 1.5e-7. Source: Abramowitz & Stegun 1964, formula 7.1.26. */

@@ -6,9 +6,22 @@ import { Weight, attention, gelu, layerNorm, linear, pick, smoothL1 } from "./gr
 import { sincos2d } from "./patches.js";
 import { Tensor, add, stack } from "./tensor.js";
 
-export const SIZE = { grid: [4, 4], inputs: 48, width: 32, depth: 2, heads: 2, predictorWidth: 32, predictorDepth: 1, predictorHeads: 2 };
+export const SIZE = {
+  grid: [4, 4],
+  inputs: 48,
+  width: 32,
+  depth: 2,
+  heads: 2,
+  predictorWidth: 32,
+  predictorDepth: 1,
+  predictorHeads: 2,
+};
 
-const opposite = (x) => new Tensor(x.data.map((each) => -each), x.shape);
+const opposite = (x) =>
+  new Tensor(
+    x.data.map((each) => -each),
+    x.shape,
+  );
 
 /** Xavier uniform for matrices, zeros for biases, ones for norms, by the names of the Python package. */
 export function initial(size, random) {
@@ -36,7 +49,10 @@ export function initial(size, random) {
   for (let i = 0; i < depth; i++) block(`encoder.blocks.${i}`, D, Math.sqrt(2 * (i + 1)));
   norm("encoder.norm", D);
   matrix("predictor.embed", D, E);
-  found["predictor.mask_token"] = new Weight(Float32Array.from({ length: E }, () => 0.04 * (random() - 0.5)), [1, 1, E]);
+  found["predictor.mask_token"] = new Weight(
+    Float32Array.from({ length: E }, () => 0.04 * (random() - 0.5)),
+    [1, 1, E],
+  );
   for (let i = 0; i < predictorDepth; i++) block(`predictor.blocks.${i}`, E, 1);
   norm("predictor.norm", E);
   matrix("predictor.proj", E, D);
@@ -53,7 +69,12 @@ function stackOf(weights, name, heads, x, lengths) {
     const from = backs.length;
     const value = f(x);
     const inner = backs.splice(from);
-    backs.push((by) => add(by, inner.reduceRight((g, back) => back(g), by)));
+    backs.push((by) =>
+      add(
+        by,
+        inner.reduceRight((g, back) => back(g), by),
+      ),
+    );
     return add(x, value);
   };
   for (let i = 0; `${name}.blocks.${i}.norm1.weight` in weights; i++) {
@@ -82,15 +103,27 @@ export class TinyIJEPA {
     this.posEmbed = sincos2d(size.grid, size.width);
     this.predictorPos = sincos2d(size.grid, size.predictorWidth);
     const encoder = Object.entries(weights).filter(([name]) => name.startsWith("encoder."));
-    this.target = stop ? Object.fromEntries(encoder.map(([name, w]) => [name, new Weight(Float32Array.from(w.data), w.shape)])) : weights;
+    this.target = stop
+      ? Object.fromEntries(encoder.map(([name, w]) => [name, new Weight(Float32Array.from(w.data), w.shape)]))
+      : weights;
   }
 
   /** Patches of B pictures below each other (B*N, inputs) -> features of the rows `keep`: [value, back]. */
   encode(weights, patches, keep, lengths) {
     const N = this.posEmbed.shape[0];
     const [seen] = pick(patches, keep);
-    const [tokens, backIn] = linear(seen, weights["encoder.patch_embed.proj.weight"], weights["encoder.patch_embed.proj.bias"]);
-    const [value, back] = stackOf(weights, "encoder", this.size.heads, add(tokens, this.posEmbed.rows(keep.map((row) => row % N))), lengths);
+    const [tokens, backIn] = linear(
+      seen,
+      weights["encoder.patch_embed.proj.weight"],
+      weights["encoder.patch_embed.proj.bias"],
+    );
+    const [value, back] = stackOf(
+      weights,
+      "encoder",
+      this.size.heads,
+      add(tokens, this.posEmbed.rows(keep.map((row) => row % N))),
+      lengths,
+    );
     return [value, (by) => backIn(back(by))];
   }
 
@@ -98,7 +131,12 @@ export class TinyIJEPA {
   features(patches) {
     const N = this.posEmbed.shape[0];
     const B = patches.shape[0] / N;
-    return this.encode(this.target, patches, Array.from({ length: B * N }, (_, row) => row), Array(B).fill(N))[0];
+    return this.encode(
+      this.target,
+      patches,
+      Array.from({ length: B * N }, (_, row) => row),
+      Array(B).fill(N),
+    )[0];
   }
 
   /** The loss on B pictures (B*N, inputs) with a mask each ({ context, targets }), its gradients added to the weights. */
@@ -106,11 +144,21 @@ export class TinyIJEPA {
     const N = this.posEmbed.shape[0];
     const asked = masks.map(({ targets }) => targets.flat());
     const rowsOf = (lists) => lists.flatMap((list, b) => list.map((n) => b * N + n));
-    const [whole, backTarget] = this.encode(this.target, patches, rowsOf(masks.map(() => [...Array(N).keys()])), Array(masks.length).fill(N));
+    const [whole, backTarget] = this.encode(
+      this.target,
+      patches,
+      rowsOf(masks.map(() => [...Array(N).keys()])),
+      Array(masks.length).fill(N),
+    );
     const [normal, backNorm] = layerNorm(whole, null, null, 1e-5);
     const [truth, backPick] = pick(normal, rowsOf(asked));
     const seen = masks.map(({ context }) => context);
-    const [context, backContext] = this.encode(this.weights, patches, rowsOf(seen), seen.map((list) => list.length));
+    const [context, backContext] = this.encode(
+      this.weights,
+      patches,
+      rowsOf(seen),
+      seen.map((list) => list.length),
+    );
     const [predicted, backPredictor] = this.predict(context, seen, asked);
     const [loss, by] = smoothL1(predicted, truth);
     backContext(backPredictor(by));

@@ -1,8 +1,15 @@
 // What explorables are made of: elements, controls, pictures, heat maps and curves. Drawing on patches is draw.js's.
 
 const CIVIDIS = [
-  [0, 34, 78], [26, 56, 111], [67, 78, 108], [97, 101, 111], [125, 124, 120],
-  [155, 148, 118], [188, 174, 108], [222, 201, 88], [254, 232, 56],
+  [0, 34, 78],
+  [26, 56, 111],
+  [67, 78, 108],
+  [97, 101, 111],
+  [125, 124, 120],
+  [155, 148, 118],
+  [188, 174, 108],
+  [222, 201, 88],
+  [254, 232, 56],
 ]; // nine of its colours; lightness rises evenly, for every kind of colour vision
 const UNSEEN = "#808080";
 export const COLOURS = ["#d55e00", "#cc79a7", "#e69f00", "#009e73", "#56b4e9"];
@@ -131,7 +138,10 @@ export function ticks(low, high) {
 }
 
 /** Curves: lines of { values: [[x, y], ...], colour, dash, name }, on x and y from `low` to `high`, in the page's ink. */
-export function curves(lines, { x: [left, right], y: [low, high], marks = ticks(low, high), show = (n) => `${n}`, across = (y) => y }) {
+export function curves(
+  lines,
+  { x: [left, right], y: [low, high], marks = ticks(low, high), show = (n) => `${n}`, across = (y) => y },
+) {
   return (g, width, height) => {
     const ratio = window.devicePixelRatio || 1;
     const ink = getComputedStyle(g.canvas).color;
@@ -146,7 +156,7 @@ export function curves(lines, { x: [left, right], y: [low, high], marks = ticks(
     g.lineWidth = ratio;
     g.globalAlpha = 0.25;
     g.beginPath();
-    for (const mark of marks) g.moveTo(x0, place(left, mark)[1]), g.lineTo(x1, place(left, mark)[1]);
+    for (const mark of marks) (g.moveTo(x0, place(left, mark)[1]), g.lineTo(x1, place(left, mark)[1]));
     g.stroke();
     g.globalAlpha = 1;
     g.textAlign = "right";
@@ -184,8 +194,14 @@ export function legend(lines) {
 
 /** Rows of text as a table; the first row is its head. */
 export function table([head, ...rows]) {
-  const line = (cells, tag) => make("tr", {}, ...cells.map((cell) => make(tag, tag === "th" ? { scope: "col" } : {}, cell)));
-  return make("table", {}, make("thead", {}, line(head, "th")), make("tbody", {}, ...rows.map((row) => line(row, "td"))));
+  const line = (cells, tag) =>
+    make("tr", {}, ...cells.map((cell) => make(tag, tag === "th" ? { scope: "col" } : {}, cell)));
+  return make(
+    "table",
+    {},
+    make("thead", {}, line(head, "th")),
+    make("tbody", {}, ...rows.map((row) => line(row, "td"))),
+  );
 }
 
 /** Runs `work` in the next frame; of many wishes before it only the last. */

@@ -62,10 +62,16 @@ def site(built: Path) -> Iterator[str]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:  # noqa: F811
-    """Opens an address. No page may leave console errors, or ask anybody but its own server."""
-    opened, wrong = [], []
+    """Opens an address. No page may leave console errors, or ask anybody but its own server.
 
-    def open_page(address: str, **options: object) -> Page:
+    forgive  words of errors that the test makes on purpose; prepare  called with the page before it goes anywhere
+    """
+    opened, wrong, forgiven = [], [], []
+
+    def open_page(
+        address: str, forgive: str = "", prepare: Callable[[Page], object] | None = None, **options: object
+    ) -> Page:
+        forgiven.extend([forgive] if forgive else [])
         options = {"viewport": {"width": 1280, "height": 900}} | options
         page = browser.new_context(**options).new_page()
         page.set_default_timeout(1000 * PATIENCE)
@@ -76,10 +82,13 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:  # noqa: F811
         page.on("request", lambda r: None if r.url.startswith(allowed) else wrong.append(f"{address} asks {r.url}"))
         page.on("response", lambda r: wrong.append(f"{address}: {r.status} {r.url}") if r.status >= 400 else None)
         opened.append(page)
+        if prepare is not None:
+            prepare(page)
         page.goto(address)
         return page
 
     yield open_page
     for page in opened:
         page.context.close()
+    wrong = [words for words in wrong if not any(each in words for each in forgiven)]
     assert not wrong, "\n".join(wrong)

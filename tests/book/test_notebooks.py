@@ -141,6 +141,8 @@ def test_words_that_chapters_link_have_an_entry():
 
 def test_docstrings_keep_their_lines_and_are_no_markup():
     assert pages.plain(["masks  name *or* `code_x`|"]) == ["| masks  name \\*or\\* \\ ``code_x``\\ \\|"]
+    across = ["a `step_loss(images,", "generator)` and `after(x)`"]  # a span over two lines is none
+    assert pages.plain(across) == ["| a \\`step\\_loss(images,", "| generator)\\` and \\ ``after(x)``\\ "]
 
 
 def test_photographs_and_drawings_are_as_the_toy_sees_them():
