@@ -23,7 +23,7 @@ DEPENDENCIES := .stamp/dependencies
 SETUP := $(VENV)/.ready
 BENCH := $(VENV)/.ready-bench
 
-.PHONY: help setup toy lab classroom test test-all lint format bench clean FORCE
+.PHONY: help setup toy lab classroom book test test-all lint format bench clean FORCE
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ lab: $(SETUP)  ## open the chapters in JupyterLab
 
 classroom: $(SETUP)  ## make the students' release of the exercises with nbgrader, in classroom/
 	$(BIN)/python chapters/exercises/classroom.py $(ARGS)
+
+book: $(SETUP)  ## build the book for the web in site/; ARGS="-E" builds every page anew
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -c book $(ARGS) . site
+	@echo "site/ is the book. To read it: python3 -m http.server --directory site, then http://localhost:8000"
 
 test: $(SETUP)  ## every package and chapter the quick way, what to run before a commit; ARGS="-k masking" for some
 	IJEPA_QUICK=1 $(PYTEST) -m "not slow" $(ARGS)

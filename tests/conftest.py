@@ -12,7 +12,14 @@ import torch
 
 REAL_DATA = os.environ.get("IJEPA_DATA")
 # The longest files, which a whole file to a worker would otherwise leave for one of the two at the end.
-LONGEST = ("test_widgets.py", "test_distributed.py", "test_main.py", "test_train.py", "test_exercises.py")
+LONGEST = (
+    "test_widgets.py",
+    "test_distributed.py",
+    "test_main.py",
+    "test_train.py",
+    "test_exercises.py",
+    "test_site.py",
+)
 
 
 def pytest_configure() -> None:

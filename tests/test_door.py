@@ -31,6 +31,7 @@ def make(*args):
         ("test-all", "-m pytest(?!.*slow)"),
         ("lab", "jupyter lab"),
         ("classroom", "chapters/exercises/classroom.py"),
+        ("book", "-m sphinx .*-W .*-c book .* site\n"),
         ("lint", "ruff check"),
         ("setup", "pip install"),
         ("bench", "-m toy_ijepa.bench"),
@@ -46,7 +47,7 @@ def test_targets(target, words):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_help_lists_every_target():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in ("setup", "toy", "test", "test-all", "lab", "classroom", "lint", "bench", "help"):
+    for target in ("setup", "toy", "test", "test-all", "lab", "classroom", "book", "lint", "bench", "help"):
         assert f"make {target} " in listed
 
 

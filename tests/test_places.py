@@ -58,3 +58,11 @@ def test_binder_sets_up_where_jupyter_starts():
     assert targets_of(text) == ["setup"]
     assert "setup" in TARGETS
     assert 'TORCH=cpu VENV="$NB_PYTHON_PREFIX"' in text
+
+
+def test_the_book_is_published_as_it_is_built_here():
+    text = (ROOT / ".github/workflows/book.yml").read_text()
+    assert targets_of(text) == ["book"]
+    assert "book" in TARGETS
+    assert f'python-version: "{PYTHON}"' in text
+    assert "          path: site\n" in text

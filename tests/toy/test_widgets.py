@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections import Counter
@@ -631,3 +632,24 @@ def test_predictions_say_what_does_not_fit():
         Predictions(words("why?")).reveal(("", "a"), ("", "b"))
     with pytest.raises(ValueError, match="'sideways' is not one of the options up, down"):
         Predictions(choice("which?", "up", "down")).reveal(("sideways", "a"))
+
+
+def test_predictions_are_saved_for_a_teacher_and_nothing_is_lost(tmp_path):
+    mine = Predictions(number("how many, really?", " %"), choice("which way?", "up", "down"))
+    mine.answers = ["20", ""]
+    mine.save(tmp_path / "class.csv", who="Ada", chapter="03")
+    mine.reveal((46.9, "counted"), ("up", "seen"))
+    mine.save(tmp_path / "class.csv", who="Bea, again", chapter="03")
+    with (tmp_path / "class.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["who", "chapter", "question", "said", "answer", "outcome"]
+    assert rows == [
+        ["Ada", "03", "how many, really?", "20", "", ""],
+        ["Ada", "03", "which way?", "", "", ""],
+        ["Bea, again", "03", "how many, really?", "20", "46.9", "You said 20 %: 27 points too low."],
+        ["Bea, again", "03", "which way?", "", "up", "You made no prediction."],
+    ]
+    (tmp_path / "other.csv").write_text("a,b\n")
+    with pytest.raises(ValueError, match="not a file of predictions"):
+        mine.save(tmp_path / "other.csv")
+    assert (tmp_path / "other.csv").read_text() == "a,b\n"

@@ -195,6 +195,8 @@ function render({ model, el }) {
     canvas.addEventListener(name, (event) => {
       answer(event);
       draw();
+      // For pages that answer on the way (book/explore); Python hears of a block when it is done.
+      el.dispatchEvent(new CustomEvent("doing", { detail: doing }));
     });
   }
 

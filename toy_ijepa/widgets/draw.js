@@ -86,3 +86,5 @@ function frame(g, [top, left, rows, columns], side, colour, thick) {
     g.strokeRect(left * side, top * side, columns * side, rows * side);
   }
 }
+
+export { clamp, frame, hide, inside, names };

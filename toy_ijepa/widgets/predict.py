@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import traitlets
 
 NEAR = 0.1  # a number is right within a tenth of the answer; a share in %, within five points
 NEAR_POINTS = 5.0
+HEAD = ("who", "chapter", "question", "said", "answer", "outcome")  # of a file of predictions; book/explore too
 
 STYLE = """
 .ijepa-ask { max-width: 46em; margin: 4px; padding: 0; border: 0; color: var(--jp-ui-font-color1, inherit); }
@@ -100,6 +102,7 @@ class Predictions(anywidget.AnyWidget):
 
     def __init__(self, *asked: Question) -> None:
         self.asked = asked
+        self.found: list[object] = [""] * len(asked)  # the answers, "" until `reveal`
         blank = [""] * len(asked)
         super().__init__(questions=[asdict(q) | {"kind": q.kind} for q in asked], answers=blank, outcomes=list(blank))
 
@@ -122,4 +125,23 @@ class Predictions(anywidget.AnyWidget):
             print(f"{place}. {shown}{reason}\n   {told}")
             mark = "" if question.kind == "words" or not said else f" {told}"
             outcomes.append(reason if question.kind == "words" else f"It is {shown.rstrip(': ')}.{mark}")
-        self.outcomes = outcomes
+        self.outcomes, self.found = outcomes, [answer for answer, _ in found]
+
+    def save(self, path: str | Path, who: str = "", chapter: str = "") -> None:
+        """Add a row a question to a CSV file (columns HEAD), for a teacher who asked for it; nobody else gets it.
+
+        path  of the file; a new one gets a line of names first
+        Raises ValueError if a file is there that has other columns, OSError if it cannot be written.
+        """
+        path = Path(path)
+        new = not path.exists() or not path.stat().st_size
+        if not new:
+            with path.open(newline="", encoding="utf-8") as file:
+                if tuple(next(csv.reader(file))) != HEAD:
+                    raise ValueError(f"{path} is not a file of predictions (columns {', '.join(HEAD)}): name another")
+        with path.open("a", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerows([HEAD] * new)
+            for question, said, found in zip(self.asked, self.answers, self.found, strict=True):
+                told = question.compare(said, found) if any(self.outcomes) else ""
+                rows.writerow([who, chapter, question.label, said, found, told])
