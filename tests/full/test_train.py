@@ -321,9 +321,17 @@ def test_what_does_not_go_together_is_named_before_the_first_step(tmp_path, reci
     assert re.search(r"no GPU: this recipe is made for one \(compile\) and will take about \d+ seconds", said)
 
 
-@pytest.mark.parametrize(("name", "world"), [("stl10_vitb16", 4), ("imagenet_vitb16", 8), ("imagenet_vith14", 16)])
-def test_recipes_can_be_shared_out_as_the_documentation_says(name, world):
-    assert accumulation(RECIPES[name], world) >= 1
+@pytest.mark.parametrize(
+    ("name", "micro", "world"),
+    [
+        ("stl10_vitb16", 64, 4),
+        ("imagenet_vitb16", 256, 8),
+        ("imagenet_vith14", 128, 16),
+        ("imagenet22k_vitg16", 64, 32),
+    ],
+)
+def test_recipes_can_be_shared_out_as_the_documentation_says(name, micro, world):
+    assert accumulation(RECIPES[name].replace(micro_batch=micro), world) >= 1
 
 
 def test_the_loss_falls(tmp_path, recipe):
