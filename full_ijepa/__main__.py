@@ -28,7 +28,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from full_ijepa import balance, cost, interop, train
+from full_ijepa import balance, cost, interop, loop, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
 from full_ijepa.card import UNKNOWN, card
@@ -357,10 +357,10 @@ def main(argv: list[str] | None = None) -> int:
         )
     except NonFiniteLossError as error:
         print(f"stopped: {error}", file=sys.stderr)
-        return train.NOT_FINITE
+        return loop.NOT_FINITE
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return train.WRONG_INPUT
+        return loop.WRONG_INPUT
 
 
 if __name__ == "__main__":

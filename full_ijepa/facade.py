@@ -25,8 +25,9 @@ from typing import Any
 from full_ijepa import checkpoint
 from full_ijepa import evaluate as judging
 from full_ijepa.evaluate.run import load_run
+from full_ijepa.loop import Run
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.train import Run, pretrain
+from full_ijepa.train import pretrain
 from full_ijepa.vit import SIZES, Encoder
 from toy_ijepa.patches import grid_size
 from toy_ijepa.recipe import lookup

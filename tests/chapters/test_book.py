@@ -36,7 +36,7 @@ ROOMS = {
     8: {"mae"},
     9: {
         f"full_ijepa.{room}"
-        for room in ("recipes", "vit", "masking", "methods", "data", "crops", "order", "train", "interop")
+        for room in ("recipes", "vit", "masking", "methods", "data", "crops", "order", "train", "loop", "interop")
     },
     10: {"full_ijepa.evaluate", "full_ijepa.report"},
     11: {"folders", "widgets.search"} | {f"full_ijepa.{room}" for room in ("doctor", "pixels", "labels", "embedding")},

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from full_ijepa import machine, train
+from full_ijepa import loop, machine
 from full_ijepa.__main__ import main
 from full_ijepa.distributed import World, world
 from full_ijepa.journal import read_lines, read_machines
+from full_ijepa.loop import Loop
 from full_ijepa.machine import OwnTime, form_of, gpu_here, peak, pick
 from full_ijepa.recipes import RECIPES
-from full_ijepa.train import Loop, Trainer, pretrain
+from full_ijepa.train import Trainer, pretrain
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_what_is_asked_for_is_taken_or_refused(system):
 
 def test_the_command_line_stops_before_it_writes(system, tmp_path, capsys):
     system(present=True)
-    assert main(["pretrain", "smoke", "--out", str(tmp_path / "run")]) == train.WRONG_INPUT
+    assert main(["pretrain", "smoke", "--out", str(tmp_path / "run")]) == loop.WRONG_INPUT
     assert "there is a GPU that torch" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -235,7 +236,7 @@ def test_nccl_is_bound_to_its_gpu_and_waits_less_long_once_steps_begin(monkeypat
         assert (asked["backend"], asked["device_id"], asked["gpu"]) == ("cpu:gloo,cuda:nccl", here.device, here.device)
         assert here.device == torch.device("cuda", 3)
         assert asked["timeout"].total_seconds() == 1800
-        here.patience(train.STEP)
+        here.patience(loop.STEP)
         assert asked["timeout"].total_seconds() == 600
         assert here.round == 10
     assert World(0, 1, torch.device("cuda", 0)).round == World(0, 8, torch.device("cpu")).round == 1

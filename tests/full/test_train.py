@@ -19,15 +19,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from full_ijepa import checkpoint, cost, doctor, methods, report, train
+from full_ijepa import checkpoint, cost, doctor, loop, methods, report, train
 from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.data import Resident, accumulation
 from full_ijepa.distributed import RunningError, World, only_run
 from full_ijepa.journal import read_rows
+from full_ijepa.loop import STOPPED, Loop
 from full_ijepa.methods import loss_of_mean
 from full_ijepa.recipes import RECIPES
-from full_ijepa.train import STOPPED, Loop, Trainer, pretrain
+from full_ijepa.train import Trainer, pretrain
 from toy_ijepa.masking import Masks
 from toy_ijepa.training import NonFiniteLossError
 
@@ -453,7 +454,7 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, recipe, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", no_space)
         found = run(recipe, tmp_path / "run")
-    assert (found.ended, found.exit_code, found.step) == ("unsaved", train.NOT_SAVED, 8)
+    assert (found.ended, found.exit_code, found.step) == ("unsaved", loop.NOT_SAVED, 8)
     said = capsys.readouterr().err
     assert "no checkpoint at step 4" in said
     assert re.search(r"the best checkpoint, step 8 by kNN [\d.]+ %, was not kept", said)
@@ -534,7 +535,7 @@ def test_a_checkpoint_that_failed_is_told_at_the_next_step_and_made_good_by_the_
     monkeypatch.setattr(Trainer, "take_step", waits)
     monkeypatch.setattr(Loop, "say", noted)
     found = run(recipe.replace(epochs=1.0, probe_epochs=0), tmp_path / "run")
-    assert (found.ended, found.exit_code) == ("done", train.DONE)
+    assert (found.ended, found.exit_code) == ("done", loop.DONE)
     (step, text), *more = [(step, text) for step, text in told if "no checkpoint" in text]
     assert (step in (5, 6), text.startswith("warning: no checkpoint at step 4 ("), more) == (True, True, [])
 
@@ -551,7 +552,7 @@ def test_only_the_last_checkpoint_fails(tmp_path, recipe, monkeypatch, capsys):
 
     monkeypatch.setattr(checkpoint, "save_file", last_fails)
     found = run(recipe.replace(epochs=1.0, probe_epochs=0), tmp_path / "run")
-    assert (found.ended, found.exit_code) == ("unsaved", train.NOT_SAVED)
+    assert (found.ended, found.exit_code) == ("unsaved", loop.NOT_SAVED)
     assert "error: the last checkpoint could not be written" in capsys.readouterr().err
 
 
