@@ -80,6 +80,19 @@ def test_two_processes_give_the_loss_of_one(tmp_path, alone, parallel):
 
 
 @pytest.mark.slow
+def test_packed_contexts_give_the_loss_of_one(tmp_path, alone):
+    flags = [*alone[0], "--contexts", "packed"]
+    one = [sys.executable, *MODULE, *flags, "--out", str(tmp_path / "one")]
+    subprocess.run(one, env=environment(), check=True, capture_output=True)
+    for parallel in ("ddp", "fsdp"):
+        out = tmp_path / parallel
+        line = [*torchrun("--standalone", "--nproc-per-node", "2"), *flags, "--parallel", parallel, "--out", str(out)]
+        done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        close(out, tmp_path / "one")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "more"), [(4, []), (4, ["--shard-size", "2"]), (2, ["--shard-size", "1"])])
 def test_groups_that_share_a_copy_give_the_loss_of_one(tmp_path, alone, count, more):
     """Four processes share one copy, two groups of two share one each, and two processes have one each (HSDP)."""
