@@ -33,11 +33,11 @@ from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
 from full_ijepa.card import UNKNOWN, card
 from full_ijepa.evaluate.run import load_run
-from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.look import OPENED
 from full_ijepa.methods import IJEPA
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.table import NO_TABLE, Table
 from toy_ijepa.environment import check_versions
 from toy_ijepa.training import NonFiniteLossError
 

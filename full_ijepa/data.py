@@ -24,13 +24,13 @@ from full_ijepa.crops import Crops, augment, draw_crops
 from full_ijepa.distributed import World
 from full_ijepa.formats import SUFFIXES, Picture, Place, Stack
 from full_ijepa.hub import Hub
-from full_ijepa.labels import Table
 from full_ijepa.names import Names, once, shared_names
 from full_ijepa.order import Micro, accumulation, mix, order, plan
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, decoded, fit, measure, settle, some, survey
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.shards import Shards, places
 from full_ijepa.streams import Resident, Skipped, Stream, check_shared_memory, told_plainly
+from full_ijepa.table import Table
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
 from toy_ijepa.folders import SUFFIXES as PICTURES

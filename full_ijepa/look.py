@@ -25,8 +25,8 @@ from full_ijepa import labels
 from full_ijepa.data import SCHEMES, SMALL, folder_of, members
 from full_ijepa.evaluate.pictures import split_files
 from full_ijepa.formats import SUFFIXES, Kind, Picture, Place, Stack
-from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
+from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.twins import OUTLINE, Twin, outline, twins
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError

@@ -24,12 +24,13 @@ from full_ijepa.evaluate.features import device_of, matmul, pooled
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.evaluate.tables import cells, read_evaluation, suffix_of, told
-from full_ijepa.labels import Table, Task, task_of
+from full_ijepa.labels import Task, task_of
 from full_ijepa.look import look
 from full_ijepa.methods import IJEPA
 from full_ijepa.metrics import WORDS, shown
 from full_ijepa.page import escaped, listed, picture, rows_table, short
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.table import Table
 from full_ijepa.train import precision_of
 from toy_ijepa import imagination, plots
 from toy_ijepa.folders import DataError

@@ -23,8 +23,8 @@ from full_ijepa import labels
 from full_ijepa.data import SCHEMES, SMALL, folder_of, members
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
 from full_ijepa.formats import SUFFIXES, Place
-from full_ijepa.labels import NO_TABLE, Table
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, fit
+from full_ijepa.table import NO_TABLE, Table
 from toy_ijepa import data as toy
 from toy_ijepa.folders import DataError, ImageSet, find, pictures_below
 from toy_ijepa.recipe import lookup

@@ -21,8 +21,9 @@ from full_ijepa.evaluate.features import device_of
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.protocols import PROTOCOLS, Subject
 from full_ijepa.evaluate.tables import suffix_of
-from full_ijepa.labels import NO_TABLE, Table, task_of
+from full_ijepa.labels import task_of
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.vit import Encoder, build_encoder
 from toy_ijepa.recipe import lookup
 

@@ -164,7 +164,7 @@ class Recipe:
     # go on although the rate is more than ten times what the batch and the encoder's width bear
     allow_high_rate: bool = False
 
-    # --- labels of a folder of pictures, for the probe; `evaluate` asks for the same (full_ijepa.labels.Table)
+    # --- labels of a folder of pictures, for the probe; `evaluate` asks for the same (full_ijepa.table.Table)
 
     # a table beside the folder (.csv, .tsv, .parquet); what it gives to the test part is not trained on
     labels: str = ""

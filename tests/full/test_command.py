@@ -13,8 +13,8 @@ import torch
 from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import best_of
 from full_ijepa.interop import read_huggingface
-from full_ijepa.labels import Table
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.table import Table
 from tests.full.conftest import draw_pictures
 from toy_ijepa import weights
 from toy_ijepa.patches import normalise

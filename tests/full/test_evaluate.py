@@ -14,9 +14,9 @@ from full_ijepa.evaluate.features import alone, pooled, tokens_of
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import few_labels, nearest
 from full_ijepa.evaluate.run import load_run
-from full_ijepa.labels import Table
 from full_ijepa.pixels import PHOTOGRAPHS, decoded
 from full_ijepa.recipes import RECIPES
+from full_ijepa.table import Table
 from full_ijepa.train import pretrain
 from full_ijepa.vit import build_encoder
 from toy_ijepa import probing, shapes

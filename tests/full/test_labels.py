@@ -17,7 +17,8 @@ from full_ijepa.evaluate import heads, paper, tuning
 from full_ijepa.evaluate.features import alone
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import few_labels
-from full_ijepa.labels import Table, apart, read, task_of
+from full_ijepa.labels import apart, read, task_of
+from full_ijepa.table import Table
 from full_ijepa.train import pretrain
 from toy_ijepa.folders import DataError
 
