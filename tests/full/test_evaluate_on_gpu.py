@@ -34,7 +34,10 @@ def numbers(found: dict) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+# Fine-tuning takes longest; the quick suite keeps the protocols whose parts it is made of.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "finetune" else name for name in PROTOCOLS]
+)
 def test_a_protocol_mixes_no_devices_and_says_what_a_cpu_says(name, parts):
     recipe, train, test = parts
     torch.manual_seed(0)
