@@ -14,7 +14,6 @@ from toy_ijepa import data, shapes
 from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import momentum_at
 
-
 PICTURES = COUNTS | {"folder:imagenet22k": 14_197_122}  # as image-net.org counted them in 2011
 
 
