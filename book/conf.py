@@ -64,18 +64,17 @@ linkcode_resolve = pages.source_of
 
 # The side bar: a caption, and the pages below it. It is put below the table of contents, which lies in the repository.
 TREE = {
-    "Play": ["imagine", "masks", "attention", "schedules", "collapse"],
+    "Play": [f"/book/play/{name}" for name in ("imagine", "masks", "attention", "schedules", "collapse")],
     "Chapters": [path.stem for path in sorted((HERE.parent / "chapters").glob("[0-9]*.ipynb"))],
     "Look up": ["glossary", "symbols", "paper"],
     "Exercises": ["exercises/README", *(f"exercises/{path.stem}" for path in files.EXERCISES)],
     "The code": [
         "/README",
         "/full_ijepa/README",
-        *(f"/book/api/{p}" for p in ("toy_ijepa", "widgets", "full_ijepa", "evaluate", "recipes")),
+        *(f"/book/api/{p}" for p in ("toy_ijepa", "widgets", "full_ijepa", "full_ijepa_more", "evaluate", "recipes")),
     ],
     "Results": ["/assets/results/LOG", "/assets/weights/README", "/CONTRIBUTING"],
 }
-TREE["Play"] = [f"/book/play/{name}" for name in TREE["Play"]]
 
 
 def tree(caption: str, names: list[str]) -> str:
@@ -103,7 +102,7 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
     elif name == "chapters/glossary":
         text = pages.glossary(text)
     elif name.startswith("book/api/"):
-        text += pages.reference(re.search(r"^# `(.+)`", text, re.MULTILINE)[1])
+        text += pages.reference(re.search(r"^# (.+)", text, re.MULTILINE)[1])
     source[0] = text
 
 

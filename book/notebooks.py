@@ -93,7 +93,11 @@ def explorable(source: str) -> str:
     """What stands in for a widget that needs a kernel."""
     for widget, module in EXPLORABLES.items():
         if f"{widget}(" in source:
-            return f'<div class="explore" data-explore="{module}"></div>'
+            return (
+                f'<div class="explore" data-explore="{module}"></div><p class="note">This one needs no Python. It has '
+                "other pictures than the notebook's explorer, and fewer dials: "
+                f'<a href="../book/play/{module}.html">more about it</a>.</p>'
+            )
     return (
         '<p class="note">In JupyterLab this cell shows an explorer, which needs Python behind it: '
         "<code>make lab</code> opens the chapter there.</p>"

@@ -77,14 +77,19 @@ def modules(package: str) -> list[str]:
     return [f"{package}.{name}" for name in found]
 
 
-def reference(package: str) -> str:
-    """Markdown that asks autodoc for every module of a package, in alphabetical order."""
+def reference(title: str) -> str:
+    """Markdown that asks autodoc for the modules that a title names: "`package`" or "`package`, a to f"."""
+    m = re.fullmatch(r"`(?P<package>[\w.]+)`(?:, (?P<first>\w) to (?P<last>\w))?", title)
+    if m is None:
+        raise ValueError(f"{title!r} names no package: write `package`, or `package`, a to f")
+    first, last = m["first"] or "a", m["last"] or "z"
     parts = []
-    for name in modules(package):
-        link = f"../../code/{name.replace('.', '/')}.html"
-        directive = f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n"
-        title = name.removeprefix(f"{package}.")
-        parts.append(f'## {title}\n\n<a href="{link}">Its source</a>\n\n```{{eval-rst}}\n{directive}```\n')
+    for name in modules(m["package"]):
+        short = name.removeprefix(f"{m['package']}.")
+        if first <= short[0] <= last:
+            link = f"../../code/{name.replace('.', '/')}.html"
+            directive = f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n"
+            parts.append(f'## {short}\n\n<a href="{link}">Its source</a>\n\n```{{eval-rst}}\n{directive}```\n')
     return "\n".join(parts)
 
 

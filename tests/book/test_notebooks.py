@@ -139,6 +139,21 @@ def test_words_that_chapters_link_have_an_entry():
     assert set(missing) <= {"the glossary"}
 
 
+def test_every_module_stands_in_the_reference():
+    titles = [path.read_text().splitlines()[0].removeprefix("# ") for path in (ROOT / "book" / "api").glob("*.md")]
+    shown = re.findall(r"automodule:: ([\w.]+)", "".join(pages.reference(title) for title in titles))
+    wanted = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in pages.PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if not path.stem.startswith("__")
+    }
+    assert len(shown) == len(set(shown))
+    assert set(shown) == wanted
+    with pytest.raises(ValueError, match="names no package"):
+        pages.reference("The code")
+
+
 def test_docstrings_keep_their_lines_and_are_no_markup():
     assert pages.plain(["masks  name *or* `code_x`|"]) == ["| masks  name \\*or\\* \\ ``code_x``\\ \\|"]
     across = ["a `step_loss(images,", "generator)` and `after(x)`"]  # a span over two lines is none

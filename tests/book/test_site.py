@@ -122,7 +122,9 @@ def test_no_serious_barrier(site, visit, name, scheme):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "chapters/07_probe_features.html"])
+@pytest.mark.parametrize(
+    "name", [*KINDS, "chapters/07_probe_features.html", "book/api/full_ijepa.html", "book/api/full_ijepa_more.html"]
+)
 def test_a_page_is_light_until_play_begins(site, visit, name):
     sizes: dict[str, int] = {}
 
