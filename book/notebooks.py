@@ -29,6 +29,7 @@ EXPLORABLES = {
     "PredictorExplorer": "imagine",
     "PaintTargets": "imagine",
 }
+CHECKED = "# NBVAL_CHECK_OUTPUT\n"  # for the tests of notebooks, not for readers
 ASKS = {"choice": choice, "number": number, "words": words}
 
 
@@ -48,6 +49,7 @@ def chapter(notebook: NotebookNode, name: str, figures: Path) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
+        cell.source = cell.source.removeprefix(CHECKED)
         if "IJEPA_SOURCE" in cell.source:  # set-up for Colab and Kaggle
             cell.metadata["tags"] = ["remove-cell"]
         elif "Predictions(" in cell.source and cell.outputs:

@@ -42,6 +42,7 @@ class TestChapter:
         found = cells(path, tmp_path)
         shown = html_of(found)
         assert notebooks.WIDGET not in json.dumps(found)
+        assert "NBVAL" not in json.dumps(found)
         pictures = re.findall(r'<img class="figure" loading="lazy" alt="([^"]*)" src="../figures/(\w+\.png)"', shown)
         assert len(pictures) == shown.count("<img")
         for alt, name in pictures:
