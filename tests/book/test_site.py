@@ -37,6 +37,7 @@ KINDS = [  # a page of each kind
     "search.html",
     *(f"book/play/{name}.html" for name in PLAY),
 ]
+BOX = 'document.querySelector(".content")'
 MOST = 1_000_000  # bytes of a page before play begins
 SLOW = {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 90_000}  # 1.6 Mbit/s
 FIRST = 8.0  # seconds until there is a picture to paint on, over such a line
@@ -100,8 +101,10 @@ def test_every_page_opens_cleanly_and_fits_a_phone(built, site, visit):
     page, wide = visit(site + kept[0], **PHONE), []
     for name in kept:
         page.goto(site + name)
-        across = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-        if across[0] > across[1]:
+        # TRAP: what is too wide scrolls in the theme's .content, or a phone's browser zooms out: neither shows in the
+        # window's own width.
+        across = page.evaluate("Math.max(document.documentElement.scrollWidth, page.scrollWidth)".replace("page", BOX))
+        if across > PHONE["viewport"]["width"]:
             wide.append((name, across))
     assert not wide
 
