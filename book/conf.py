@@ -51,7 +51,7 @@ html_favicon = "static/icon.svg"
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_additional_pages = {"index": "start.html"}
-html_domain_indices = False  # the reference is the list of modules
+html_domain_indices = html_use_index = False  # the reference is the list of modules, and there is a search
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
