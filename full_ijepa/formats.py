@@ -9,6 +9,7 @@ keep, numpy arrays, pydicom (not installed by itself) what comes from a hospital
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from toy_ijepa.decoding import EXIF_ORIENTATION, DataError, jpeg_decoder, read_p
 Depth = Literal["uint8", "uint16", "float32"]
 Stack = Literal["channels", "max", "mean"]
 
+ONE_AT_A_TIME = threading.Lock()
 TIFF, ARRAYS, DICOM = (".tif", ".tiff"), (".npy", ".npz"), (".dcm", ".dicom")
 SUFFIXES = (*folders.SUFFIXES, *ARRAYS, *DICOM)
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif", b"\x93NUMPY": ".npy"}
@@ -183,13 +185,16 @@ def png_colour_type(path: Picture) -> int | None:
 def read_npy(path: Picture) -> tuple[np.ndarray, str]:
     """The one array of a .npy or .npz file and its axes; nothing that could execute code is loaded."""
     mapped = path.suffix.lower() == ".npy" and isinstance(path, Path)
-    found = np.load(source(path), mmap_mode="r" if mapped else None, allow_pickle=False)
-    if isinstance(found, np.ndarray):
-        return found, axes_of(found.shape)
-    with found:
-        if len(found.files) != 1:
-            raise ValueError(f"it holds {len(found.files)} arrays ({', '.join(found.files[:5])}); one is expected")
-        array = found[found.files[0]]
+    # TRAP: numpy reads a header with `ast.literal_eval`, which two threads at once may break in older Pythons (a
+    # SystemError, cpython issue 106905): a whole file then looks broken.
+    with ONE_AT_A_TIME:
+        found = np.load(source(path), mmap_mode="r" if mapped else None, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found, axes_of(found.shape)
+        with found:
+            if len(found.files) != 1:
+                raise ValueError(f"it holds {len(found.files)} arrays ({', '.join(found.files[:5])}); one is expected")
+            array = found[found.files[0]]
     return array, axes_of(array.shape)
 
 
