@@ -105,27 +105,6 @@ def save(path, values: np.ndarray):
         ("scan.dcm", DEEP),
     ],
 )
-def test_headers_of_arrays_are_read_one_at_a_time(tmp_path, monkeypatch):
-    """In older Pythons two threads that read one at once may find a whole file broken."""
-    paths, load, inside, most = [tmp_path / f"{n}.npy" for n in range(8)], np.load, [], []
-    for path in paths:
-        np.save(path, FIVE)
-
-    def watched(*args, **options):
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.01)
-        found = load(*args, **options)
-        inside.pop()
-        return found
-
-    monkeypatch.setattr(np, "load", watched)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda path: read_values(path, "channels"), paths))
-    assert all(np.array_equal(values, FIVE) for values in found)
-    assert max(most) == 1
-
-
 def test_values_are_those_of_the_file(tmp_path, name, values):
     path = save(tmp_path / name, values)
     read = read_values(path, "channels")
@@ -375,3 +354,24 @@ def test_recipes_refuse_what_does_not_fit(recipe):
 
 def test_suffixes_hold_what_the_toy_reads():
     assert {".png", ".jpg", ".tif", ".npy", ".dcm"} <= set(formats.SUFFIXES)
+
+
+def test_headers_of_arrays_are_read_one_at_a_time(tmp_path, monkeypatch):
+    """In older Pythons two threads that read one at once may find a whole file broken."""
+    paths, load, inside, most = [tmp_path / f"{n}.npy" for n in range(8)], np.load, [], []
+    for path in paths:
+        np.save(path, FIVE)
+
+    def watched(*args, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        found = load(*args, **options)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(np, "load", watched)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda path: read_values(path, "channels"), paths))
+    assert all(np.array_equal(values, FIVE) for values in found)
+    assert max(most) == 1
