@@ -26,14 +26,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed import is_initialized
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.tensor import DTensor
 
 from full_ijepa.recipes.base import SCHEMA, Recipe
 
@@ -100,6 +92,9 @@ def step_of(path: Path) -> int:
 
 def state_of(model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a checkpoint, where they are, of the model alone without optimisers."""
+    # A slow import, here and below, that only those who write or restore wait for.
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
     for name, value in get_model_state_dict(model).items():
         yield f"model.{name}", value
     for parameter, values in get_optimizer_state_dict(model, optimisers)["state"].items() if optimisers else ():
@@ -112,7 +107,7 @@ def collect(model: nn.Module, optimisers: list[torch.optim.Optimizer], leads: bo
     Without optimisers, the model's weights alone. Models that lie whole in every process are the leader's to write; of
     shared ones each process writes its own pieces, and only one group where groups hold the same (HSDP).
     """
-    spread = next((p for p in model.parameters() if isinstance(p, DTensor)), None)
+    spread = next((p for p in model.parameters() if hasattr(p, "device_mesh")), None)  # a DTensor
     if spread is None:
         return Part(copies(dict(state_of(model, optimisers)))) if leads else None
     *groups, number = spread.device_mesh.get_coordinate()
@@ -121,7 +116,7 @@ def collect(model: nn.Module, optimisers: list[torch.optim.Optimizer], leads: bo
     mine: dict[str, Tensor] = {}
     places: dict[str, tuple[list[int], list[int]]] = {}
     for name, value in state_of(model, optimisers):
-        if isinstance(value, DTensor):
+        if hasattr(value, "device_mesh"):
             (chunk,) = value.__create_chunk_list__()
             places[name] = list(value.shape), list(chunk.offsets)
             mine[name] = value.to_local()
@@ -318,10 +313,12 @@ def restore(model: nn.Module, optimisers: list[torch.optim.Optimizer], tensors: 
     Of several processes all have to call it; the leader's tensors count, and are sent to the others.
     Raises CheckpointError if they do not fit the model.
     """
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
+    from torch.distributed.checkpoint import state_dict as whole
+
+    options = whole.StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     try:
-        set_model_state_dict(model, weights, options=options)
+        whole.set_model_state_dict(model, weights, options=options)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
     if not optimisers:
@@ -331,5 +328,5 @@ def restore(model: nn.Module, optimisers: list[torch.optim.Optimizer], tensors: 
         if name.startswith("optimiser."):
             parameter, _, kind = name.removeprefix("optimiser.").rpartition(".")
             state.setdefault(parameter, {})[kind] = value
-    groups = get_optimizer_state_dict(model, optimisers)["param_groups"]
-    set_optimizer_state_dict(model, optimisers, dict(state=state, param_groups=groups), options=options)
+    groups = whole.get_optimizer_state_dict(model, optimisers)["param_groups"]
+    whole.set_optimizer_state_dict(model, optimisers, dict(state=state, param_groups=groups), options=options)

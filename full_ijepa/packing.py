@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from toy_ijepa.encoder import Attention
 
@@ -64,6 +63,8 @@ def attend(attention: Attention, x: Tensor, where: Sequences) -> Tensor:
     """The toy's attention on packed tokens (Z, D), each sequence to its own tokens only: (Z, D)."""
     q, k, v = attention.qkv(x).unflatten(-1, (3, attention.heads, -1)).unbind(1)  #   (Z, A, d) each
     if fits_kernel(q):
+        from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler, a second of import: only for GPUs
+
         y = varlen_attn(q, k, v, where.ends, where.ends, where.longest, where.longest)
     else:
         y = padded(q, k, v, where)

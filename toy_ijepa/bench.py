@@ -22,7 +22,6 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA, LOSSES
@@ -171,6 +170,8 @@ def matmul_rate(dtype: torch.dtype, side: int = 2048, device: str = "cpu") -> fl
 
 def step_flops(step: Step, images: Tensor) -> float:
     """FLOPs of the matrix products of one step, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode  # a slow import
+
     with FlopCounterMode(display=False) as counter:
         step(images, {})
     return float(counter.get_total_flops())

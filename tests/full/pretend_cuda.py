@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 import torch
+import torch.nn.attention.varlen  # registers the kernel's operations
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
