@@ -31,6 +31,7 @@ ONE_AT_A_TIME = threading.Lock()
 TIFF, ARRAYS, DICOM = (".tif", ".tiff"), (".npy", ".npz"), (".dcm", ".dicom")
 SUFFIXES = (*folders.SUFFIXES, *ARRAYS, *DICOM)
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"II*\0": ".tif", b"MM\0*": ".tif", b"\x93NUMPY": ".npy"}
+MOST_BYTES = 2**32  # of an unpacked picture; Pillow has a limit of its own
 MOST_CHANNELS = 16  # an axis up to so long may be one of channels, in an array that does not say
 
 
@@ -124,6 +125,7 @@ def read_values(path: Picture, stack: Stack) -> np.ndarray:
         values, axes = read_dicom(path)
     elif suffix in TIFF and not simple_tiff(path):
         with tifffile.TiffFile(source(path)) as file:
+            check_size(file.series[0].size * file.series[0].dtype.itemsize)
             values, axes = file.series[0].asarray(), file.series[0].axes
     else:
         values, axes = read_plain(path), "CYX"
@@ -194,8 +196,17 @@ def read_npy(path: Picture) -> tuple[np.ndarray, str]:
         with found:
             if len(found.files) != 1:
                 raise ValueError(f"it holds {len(found.files)} arrays ({', '.join(found.files[:5])}); one is expected")
+            check_size(max(member.file_size for member in found.zip.infolist()))
             array = found[found.files[0]]
     return array, axes_of(array.shape)
+
+
+def check_size(count: int) -> None:
+    """Raise ValueError for a picture of more bytes than any has: a small file may promise to fill the memory."""
+    if count > MOST_BYTES:
+        raise ValueError(
+            f"it would take {count / 1e9:.1f} GB of memory, more than the {MOST_BYTES / 1e9:.1f} of a picture"
+        )
 
 
 def axes_of(shape: tuple[int, ...]) -> str:

@@ -375,3 +375,15 @@ def test_headers_of_arrays_are_read_one_at_a_time(tmp_path, monkeypatch):
         found = list(pool.map(lambda path: read_values(path, "channels"), paths))
     assert all(np.array_equal(values, FIVE) for values in found)
     assert max(most) == 1
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path, monkeypatch):
+    """Nothing is unpacked of what says that it is larger than any picture."""
+    zeros = np.zeros((5, 64, 64), np.uint16)
+    np.savez_compressed(tmp_path / "bomb.npz", zeros)
+    tifffile.imwrite(tmp_path / "bomb.tif", zeros, compression="zlib", photometric="minisblack")
+    for name in ("bomb.npz", "bomb.tif"):
+        assert read_values(tmp_path / name, "channels").shape == zeros.shape
+    monkeypatch.setattr(formats, "MOST_BYTES", zeros.nbytes - 1)
+    for name in ("bomb.npz", "bomb.tif"):
+        assert "GB of memory" in Pixels(5, "uint16").read_fitted(tmp_path / name, None)
