@@ -100,6 +100,7 @@ def source_of(domain: str, info: dict[str, str]) -> str | None:
         thing = getattr(thing, part, None)
     if domain != "py" or not (inspect.isfunction(thing) or inspect.isclass(thing)):
         return None
+    thing = inspect.unwrap(thing)  # `torch.no_grad()` and the like make functions of their own file
     file, (_, line) = inspect.getsourcefile(thing), inspect.getsourcelines(thing)
     if file is None or ROOT not in Path(file).parents:
         return None
