@@ -33,6 +33,7 @@ from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
 from toy_ijepa.patches import normalise
 from toy_ijepa.recipe import METHODS, SIZES, STEPS, build, build_encoder, default_patch, lookup, save_model
+from toy_ijepa.salt import SALT
 from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
@@ -289,6 +290,16 @@ def prepare(args: argparse.Namespace) -> Job:
     return Job(args, config, dial, data, labelled, fresh_folder(args.out, args.data))
 
 
+def teach(job: Job, model: SALT, config: TrainConfig, where: Path) -> History:
+    """Train an MAE from the same weights for as many steps, keep its encoder, and make it the frozen teacher."""
+    print(f"the teacher first: {METHODS['mae']}")
+    mae = build("mae", seed=config.seed, **job.dial)
+    history = train(mae, job.data[0].images, config)
+    weights.save_encoder(mae.probed, where / "teacher.safetensors", dict(method="mae", data=job.args.data))
+    model.teach(mae.probed)
+    return history
+
+
 def train_one(job: Job, method: str, seed: int) -> bool:
     """Train, save and probe one method from one seed. False if it was interrupted (weights and history are saved)."""
     print(f"{method}, seed {seed}: {METHODS[method]}")
@@ -296,8 +307,12 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     where = job.out if first else job.out / f"{method}-seed{seed}"
     where.mkdir(exist_ok=True)
     model = build(method, seed=seed, masks=job.args.masks, **job.dial)
+    config, before = replace(job.config, seed=seed, steps=job.steps(method)), None
     try:
-        history = train(model, job.data[0].images, replace(job.config, seed=seed, steps=job.steps(method)))
+        if isinstance(model, SALT):
+            before = teach(job, model, config, where)
+        stopped = before is not None and before.ended == "interrupted"
+        history = before if stopped else train(model, job.data[0].images, config)
     except NonFiniteLossError as error:
         error.history.save(where / "history.csv")
         raise
@@ -312,6 +327,8 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         found = health(model.probed(normalise(spread(job.data[1].images, 1000))))
     job.diagnostics.setdefault(method, []).append(asdict(found))
     timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images, steps=history.steps)
+    if before:
+        timing |= dict(teacher_seconds=before.seconds, teacher_cpu_seconds=before.cpu_seconds)
     job.training.setdefault(method, []).append(timing | dict(loss=history.rows[-1]["loss"]))
     with stage(f"probing {method}"):
         job.probe(method, model.probed, seed)

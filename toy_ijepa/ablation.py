@@ -29,6 +29,8 @@ from toy_ijepa.masking import STRATEGIES
 from toy_ijepa.patches import normalise
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import MOMENTUM, SIZES, build_encoder, lookup
+from toy_ijepa.sigreg import SIGRegIJEPA
+from toy_ijepa.targets import DeepIJEPA
 from toy_ijepa.training import TrainConfig, train
 from toy_ijepa.verdict import paired
 
@@ -69,7 +71,16 @@ VARIANTS: dict[str, dict] = {
     "momentum: 0": dict(momentum=(0.0, 0.0)),
     "momentum: 1": dict(momentum=(1.0, 1.0)),
     "no stop-gradient": dict(kind=NoStop),
+    "targets: 2 depths": dict(kind=DeepIJEPA, given=dict(depths=2)),
+    "targets: 4 depths": dict(kind=DeepIJEPA, given=dict(depths=4)),
+    "norm: channel": dict(kind=DeepIJEPA, given=dict(depths=1, norm="channel")),
+    "norm: tanh": dict(kind=DeepIJEPA, given=dict(depths=1, norm="tanh")),
+    "norm: none": dict(kind=DeepIJEPA, given=dict(depths=1, norm="none")),
+    "sigreg and momentum": dict(kind=SIGRegIJEPA, given=dict(ema=True)),
+    "sigreg for momentum": dict(kind=SIGRegIJEPA, given=dict(ema=False)),
+    "sigreg for momentum and stop-gradient": dict(kind=SIGRegIJEPA, given=dict(ema=False, stop=False)),
 }
+BEYOND = list(VARIANTS).index("targets: 2 depths")  # what chapters 13 and 14 ask for by name
 
 
 def build(
@@ -80,15 +91,16 @@ def build(
     options: dict | None = None,
     momentum: tuple[float, float] = MOMENTUM,
     mode: str = "joint",
+    given: dict | None = None,
     **narrow: int,
 ) -> IJEPA:
-    """The tiny I-JEPA for 32 px pictures with some dials turned; `narrow` holds fields of `recipe.Size`."""
+    """The tiny I-JEPA for 32 px pictures with some dials turned; `given` goes to `kind`, `narrow` to `recipe.Size`."""
     dial = replace(SIZES["tiny"], **narrow)
     encoder = build_encoder("tiny", 32, 4, seed)
     predictor = Predictor(
         encoder.grid, dial.width, dial.predictor_width, dial.predictor_depth, dial.predictor_heads, mode
     )
-    model = kind(encoder, predictor, masks=masks, momentum=momentum)
+    model = kind(encoder, predictor, masks=masks, momentum=momentum, **(given or {}))
     model.sample = partial(STRATEGIES[masks], **(options or {}))
     return model
 
@@ -135,7 +147,7 @@ def main() -> int:
     p.add_argument("--data", default="cifar10", help="a picture set of 32 px (default %(default)s)")
     p.add_argument("--steps", type=int, default=400, help="optimiser steps of each run (default %(default)s)")
     p.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="runs of each variant (default 0 1 2)")
-    p.add_argument("--only", nargs="+", default=list(VARIANTS), help="some of the variants, by name")
+    p.add_argument("--only", nargs="+", default=list(VARIANTS)[:BEYOND], help="some of the variants, by name")
     p.add_argument("--labels", type=int, default=10_000, help="training pictures of the probes (default %(default)s)")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default %(default)s)")
     p.add_argument("--out", type=Path, required=True, help="JSON file to write, after every variant")

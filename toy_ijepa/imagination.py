@@ -34,8 +34,8 @@ def gallery(model: IJEPA, images: Tensor, batch: int = 250) -> Gallery:
     """
     features, pixels = [], []
     for chunk in images.split(batch):
-        tokens = model.target(normalise(chunk))
-        features.append(F.layer_norm(tokens, tokens.shape[-1:]).flatten(0, 1))
+        everywhere = torch.arange(model.encoder.pos_embed.shape[0]).expand(len(chunk), 1, -1)  #  one "block": all
+        features.append(model.targets(normalise(chunk), everywhere).flatten(0, 2))
         pixels.append(patchify(chunk.float() / 255, model.encoder.patch).flatten(0, 1))
     x = torch.cat(features)
     return Gallery(F.normalize(x - x.mean(0), dim=1), torch.cat(pixels), x.mean(0))

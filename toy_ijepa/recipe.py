@@ -14,6 +14,10 @@ from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.mae import MAE
 from toy_ijepa.predictor import Predictor
+from toy_ijepa.salt import SALT
+from toy_ijepa.sigreg import SIGRegIJEPA
+from toy_ijepa.targets import DeepIJEPA
+from toy_ijepa.views import LeJEPA, SimCLR
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,20 @@ SIZES = {
 METHODS = {
     "ijepa": "I-JEPA as in the paper, no regulariser",
     "ijepa-vc": "I-JEPA with a light variance-covariance term on pooled context features (C-JEPA)",
+    "ijepa-deep": "I-JEPA that predicts the features of all blocks, not of the last alone",
+    "salt": "I-JEPA against a frozen teacher, an MAE trained first, in place of the moving average (SALT)",
+    "ijepa-sigreg": "masked I-JEPA without a moving average: SIGReg keeps the features from collapsing",
+    "lejepa": "two augmented views that agree, kept apart by SIGReg (LeJEPA)",
+    "simclr": "two augmented views told from all others of the batch (SimCLR)",
     "mae": "masked autoencoder with the same encoder: predicts pixels",
 }
 
 # Steps of each method in the main job, about the same CPU seconds (measured; assets/results/first-*.json holds them):
 # short enough for a first run, long enough that nearest neighbours tell I-JEPA from its twin.
-STEPS = {"ijepa": 1200, "ijepa-vc": 1200, "mae": 2000}
+STEPS = {
+    **{"ijepa": 1200, "ijepa-vc": 1200, "ijepa-deep": 1200, "ijepa-sigreg": 1200, "mae": 2000},
+    **{"salt": 800, "lejepa": 500, "simclr": 600},
+}
 
 MOMENTUM = (
     0.95,
@@ -71,9 +83,17 @@ def build(method: str, size: str, image_size: int, patch: int, seed: int, masks:
     narrow = (dial.predictor_width, dial.predictor_depth, dial.predictor_heads)
     if method == "mae":
         return MAE(encoder, *narrow)
+    if method in ("simclr", "lejepa"):
+        return (SimCLR if method == "simclr" else LeJEPA)(encoder)
     predictor = Predictor(encoder.grid, dial.width, *narrow, mode="joint")
-    regulariser = REGULARISER if method == "ijepa-vc" else (0.0, 0.0)
-    return IJEPA(encoder, predictor, masks=masks, loss=LOSS, momentum=MOMENTUM, regulariser=regulariser)
+    options = dict(masks=masks, loss=LOSS, momentum=MOMENTUM)
+    if method == "ijepa-deep":
+        return DeepIJEPA(encoder, predictor, depths=dial.depth, **options)
+    if method == "salt":
+        return SALT(encoder, predictor, masks=masks, loss=LOSS)
+    if method == "ijepa-sigreg":
+        return SIGRegIJEPA(encoder, predictor, **options)
+    return IJEPA(encoder, predictor, regulariser=REGULARISER if method == "ijepa-vc" else (0.0, 0.0), **options)
 
 
 def save_model(model: nn.Module, path: Path, method: str, dial: dict, about: dict | None = None) -> None:

@@ -16,7 +16,16 @@ from toy_ijepa.diagnostics import LOW_RANK, LOW_STD
 
 RESULTS = Path(__file__).parents[1] / "assets" / "results"
 COLUMNS = {"linear": "linear probe", "knn": "kNN"}
-NAMES = {"ijepa": "I-JEPA", "ijepa-vc": "I-JEPA with the regulariser", "mae": "MAE"}
+NAMES = {
+    "ijepa": "I-JEPA",
+    "ijepa-vc": "I-JEPA with the regulariser",
+    "ijepa-deep": "I-JEPA of several depths",
+    "salt": "SALT",
+    "ijepa-sigreg": "I-JEPA with SIGReg",
+    "lejepa": "LeJEPA",
+    "simclr": "SimCLR",
+    "mae": "MAE",
+}
 BASELINES = {"pixels": "raw pixels", "pixels-pca": "pixels, 256 principal components", "random": "random encoder"}
 # Dials that a reference was measured with, and what they are called for a reader.
 DIALS = dict(size="--size", image_size="--image-size", patch="--patch", masks="--masks", batch="--batch", lr="--lr")
