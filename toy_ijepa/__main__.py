@@ -33,7 +33,7 @@ from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
 from toy_ijepa.patches import normalise
 from toy_ijepa.recipe import METHODS, SIZES, STEPS, build, build_encoder, default_patch, lookup, save_model
-from toy_ijepa.salt import SALT
+from toy_ijepa.salt import SALT, train_teacher
 from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
@@ -290,16 +290,6 @@ def prepare(args: argparse.Namespace) -> Job:
     return Job(args, config, dial, data, labelled, fresh_folder(args.out, args.data))
 
 
-def teach(job: Job, model: SALT, config: TrainConfig, where: Path) -> History:
-    """Train an MAE from the same weights for as many steps, keep its encoder, and make it the frozen teacher."""
-    print(f"the teacher first: {METHODS['mae']}")
-    mae = build("mae", seed=config.seed, **job.dial)
-    history = train(mae, job.data[0].images, config)
-    weights.save_encoder(mae.probed, where / "teacher.safetensors", dict(method="mae", data=job.args.data))
-    model.teach(mae.probed)
-    return history
-
-
 def train_one(job: Job, method: str, seed: int) -> bool:
     """Train, save and probe one method from one seed. False if it was interrupted (weights and history are saved)."""
     print(f"{method}, seed {seed}: {METHODS[method]}")
@@ -310,7 +300,9 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     config, before = replace(job.config, seed=seed, steps=job.steps(method)), None
     try:
         if isinstance(model, SALT):
-            before = teach(job, model, config, where)
+            print(f"the teacher first: {METHODS['mae']}")
+            before = train_teacher(model, job.data[0].images, config)
+            config = replace(config, minutes=config.minutes and config.minutes / 2)
         stopped = before is not None and before.ended == "interrupted"
         history = before if stopped else train(model, job.data[0].images, config)
     except NonFiniteLossError as error:

@@ -1,9 +1,18 @@
 """A frozen teacher instead of a moving one: predict the features of an encoder that was trained on pixels."""
 
+# Shape legend:  S pictures  C channels  H,W pixels
+
 from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
+from toy_ijepa.mae import MAE
+from toy_ijepa.training import History, TrainConfig, train
 
 
 class SALT(IJEPA):
@@ -28,3 +37,16 @@ class SALT(IJEPA):
     def after_step(self, progress: float) -> float:
         """The teacher stays as it is."""
         return 1.0
+
+
+def train_teacher(model: SALT, images: Tensor, config: TrainConfig, progress: bool = True) -> History:
+    """Train an MAE of the student's size on uint8 images (S, C, H, W) as `config` says, and make it the teacher.
+
+    A run by the clock gives it half of its minutes. Ctrl-C ends it early; the history says so.
+    """
+    torch.manual_seed(config.seed)
+    narrow = (model.predictor.config[name] for name in ("width", "depth", "heads"))
+    mae = MAE(Encoder(**model.encoder.config), *narrow)
+    history = train(mae, images, replace(config, minutes=config.minutes and config.minutes / 2), progress)
+    model.teach(mae.probed)
+    return history

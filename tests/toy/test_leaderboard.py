@@ -1,0 +1,102 @@
+"""A row of the leaderboard, from the course's methods and from a reader's file; the table that is kept."""
+
+import json
+import re
+import sys
+from unittest.mock import patch
+
+import pytest
+from PIL import Image
+
+from toy_ijepa import leaderboard, shapes
+
+OWN = """
+import torch
+from torch import nn
+from toy_ijepa.encoder import Encoder
+
+CONFIG = dict(steps=2, batch=8, lr=1e-3)
+
+class Flat(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.probed_after = encoder, []
+
+    @property
+    def probed(self):
+        return self.encoder
+
+    def step_loss(self, images, generator=None):
+        return self.encoder(images).var(0).mean()
+
+    def after_step(self, progress):
+        return 0.0
+
+def build(seed):
+    torch.manual_seed(seed)
+    return Flat(Encoder(32, 8, 24, 2, 2))
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 60), ("test", 30)):
+        drawn = shapes.generate(count, seed=len(split))
+        for i, image in enumerate(drawn.images):
+            path = folder / split / f"kind{i % 3}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return f"folder:{folder}"
+
+
+def board(*args):
+    with patch.object(sys, "argv", ["leaderboard", *map(str, args)]):
+        return leaderboard.main()
+
+
+@pytest.mark.parametrize("method", ["mae", "salt", "own"])
+def test_a_row_with_its_command_costs_and_every_seed(method, pictures, tmp_path, capsys):
+    if method == "own":
+        (tmp_path / "flat.py").write_text(OWN)
+    asked = tmp_path / "flat.py" if method == "own" else method
+    length = () if method == "own" else ("--steps", 2)
+    out = tmp_path / "row.json"
+    assert board(asked, *length, "--seed", 3, 4, "--data", pictures, "--out", out, "--by", "us") == 0
+    entry = json.loads(out.read_text())
+    assert [run["steps"] for run in entry["training"]] == [2, 2]
+    assert len(entry["probes"]["runs"]) == 2
+    assert entry["settings"]["batch"] == (8 if method == "own" else 64)
+    assert "--seed 3 4" in entry["command"]
+    told = capsys.readouterr().out
+    assert f"| {'flat' if method == 'own' else method} | {entry['probes']['linear']:.1f} ± " in told
+    assert told.count("seed 3:") == told.count("seed 4:") == 1
+    assert board(asked, "--out", out, "--data", pictures) == 2  # nothing is overwritten
+
+
+def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(leaderboard, "BUDGET", 0.001)
+    assert board("mae", "--steps", 2, "--seed", 0, "--data", pictures, "--out", tmp_path / "row.json") == 2
+    assert "over the budget" in capsys.readouterr().err
+    assert not (tmp_path / "row.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "no file .*choose from ijepa"), ("CONFIG = {}", r"no function build\(seed\)")]
+)
+def test_what_is_no_method_is_said(text, words, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    assert board(path) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_the_kept_table_is_what_the_entries_say():
+    entries = leaderboard.stored()
+    assert entries
+    assert leaderboard.TABLE.read_text() == leaderboard.table(entries)
+    for entry in entries:
+        assert entry["data"] == "cifar10"
+        assert len(entry["probes"]["runs"]) == 3
+        assert max(run["cpu_seconds"] for run in entry["training"]) <= leaderboard.BUDGET
