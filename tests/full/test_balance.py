@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,3 +118,16 @@ def test_a_recipe_for_gpus_is_named_on_a_cpu_only():
     told = balance.missing_gpu(smoke.replace(compile=True), 20_000, cpu)
     assert "(compile) and will take about" in told
     assert balance.missing_gpu(RECIPES["stl10_vitb16"], 100_000, torch.device("cuda")) == ""
+
+
+def test_the_tables_of_the_guide_are_these_rules():
+    guide = (Path(balance.__file__).parent / "README.md").read_text()
+    rates = re.search(r"\| batch \| (.+) \|\n\|[-|]+\n((?:\|.+\n)+)", guide)
+    encoders = [name.lower().removeprefix("vit-") for name in rates[1].split(" | ")]
+    assert len(encoders) == 5
+    for batch, *cells in (row.strip("| ").split(" | ") for row in rates[2].splitlines()):
+        found = [balance.rate_for(int(batch.replace(",", "")), balance.SIZES[name][0]) for name in encoders]
+        assert cells == [f"{rate:.1e}" for rate in found]
+    momenta = re.search(r"\| steps \| first momentum \|\n\|[-|]+\n((?:\|.+\n)+)", guide)
+    for steps, momentum in re.findall(r"\| ([\d,]+) \| ([\d.]+) \|", momenta[1]):
+        assert momentum == f"{balance.momentum_for(int(steps.replace(',', ''))):.4f}"
