@@ -13,6 +13,7 @@ import torch
 
 from full_ijepa import methods
 from full_ijepa.data import SMALL, opened, settled
+from full_ijepa.machine import pick
 from full_ijepa.masking import Drawn, Packed
 from full_ijepa.order import plan
 from full_ijepa.recipes.base import Recipe
@@ -127,7 +128,7 @@ def pictures_of(recipe: Recipe) -> int:
 def estimate(recipe: Recipe, device: str = "auto") -> str:
     """Parameters, FLOPs an image, memory and time of a run on one device, as text. Estimates say "about"."""
     recipe = settled(recipe)
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind = pick(device)
     here = torch.device(kind)
     encoder, trained, parameters = sizes(recipe)
     pictures = pictures_of(recipe)

@@ -19,7 +19,7 @@ from full_ijepa import balance, machine
 from full_ijepa.balance import LEFT, momentum_for, rate_for, width_of, workers_advice
 from full_ijepa.checkpoint import Best, CheckpointError
 from full_ijepa.data import probe_set
-from full_ijepa.evaluate.features import device_of, matmul
+from full_ijepa.evaluate.features import matmul
 from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.journal import read_machines, read_rows
 from full_ijepa.metrics import knn_score
@@ -332,7 +332,7 @@ def chart_of(out: Path, which: str = "last", device: str = "auto") -> Chart:
     A run without a whole checkpoint is judged by its history alone. Raises ValueError if there is no history, or no GPU
     where "cuda" asks for one.
     """
-    where = device_of(device)
+    where = torch.device(machine.pick(device))
     try:
         rows = read_rows(out / "history.jsonl")
         machines = read_machines(out / "history.jsonl")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from full_ijepa import doctor, lookpage, page
+from full_ijepa import doctor, lookpage, machine, page
 from full_ijepa.cost import span
-from full_ijepa.evaluate.features import device_of, matmul, pooled
+from full_ijepa.evaluate.features import matmul, pooled
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.run import fresh, load_run
 from full_ijepa.evaluate.tables import cells, read_evaluation, suffix_of, told
@@ -101,7 +101,7 @@ def pictures_of(
     out: Path, name: str, evaluation: dict[str, Any], which: str = "last", device: str = "auto"
 ) -> list[str]:
     """Masks, imagination (I-JEPA) and a t-SNE map of one run; none where its data cannot be had."""
-    where = device_of(device)
+    where = torch.device(machine.pick(device))
     recipe, method, _ = load_run(out, where, which)
     said = evaluation.get("table")
     table = Table(**said | dict(label_column=tuple(said["label_column"]))) if said else Table.of(recipe)

@@ -39,13 +39,6 @@ def alone(device: torch.device | str = "cpu") -> World:
     return World(0, 1, torch.device(device))
 
 
-def device_of(name: str) -> torch.device:
-    """The device of "auto" (a GPU if there is one), "cpu" or "cuda". Raises ValueError if there is no GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no GPU that torch can use here: leave out --device, or give cpu")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
 @contextmanager
 def matmul(device: torch.device, precision: str) -> Iterator[None]:
     """Products of float32 inside are computed in this precision on a GPU: "high" (TF32) or "highest"; a CPU has one.

@@ -17,11 +17,11 @@ from full_ijepa import checkpoint, labels, methods, metrics
 from full_ijepa.data import folder_of, training_files
 from full_ijepa.distributed import World, world
 from full_ijepa.evaluate import protocols as known
-from full_ijepa.evaluate.features import device_of
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.protocols import PROTOCOLS, Subject
 from full_ijepa.evaluate.tables import suffix_of
 from full_ijepa.labels import task_of
+from full_ijepa.machine import pick
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.vit import Encoder, build_encoder
@@ -66,7 +66,7 @@ def evaluate(
     Raises ValueError for an unknown protocol, a run without checkpoints, data without labels, or a table with mistakes.
     """
     chosen, seeds = [name for name in protocols if lookup(PROTOCOLS, name, "protocol")], list(seeds)
-    device_of(device)  # a word about a GPU that is not there
+    pick(device)  # a word about a GPU that is not there
     with world(device) as here:
         recipe, method, step = load_run(out, here.device, which)
         name = data or recipe.data

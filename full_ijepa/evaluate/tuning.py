@@ -208,7 +208,6 @@ class Classifier(nn.Module):
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(True)
-        self.encoder.blocks.rates = [0.0] * len(encoder.blocks)  # no recipe's stochastic depth: the same for everybody
         self.classify = nn.Linear(encoder.width, classes)
         nn.init.zeros_(self.classify.weight)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from full_ijepa import doctor, metrics, report
+from full_ijepa import doctor, machine, metrics, report
 from full_ijepa.evaluate import PROTOCOLS, features, heads, paper, protocols
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import Subject
@@ -93,8 +93,7 @@ def test_doctor_and_report_encode_there(recipe, tmp_path, monkeypatch):
     """With the health and the scores that they have on a CPU."""
     out = pretrain(recipe.replace(epochs=0.5, warmup_epochs=0.1), tmp_path / "run", progress=False).out
     told = doctor.chart_of(out, device="cpu")
-    for module in (doctor, report):
-        monkeypatch.setattr(module, "device_of", lambda name: CUDA)
+    monkeypatch.setattr(machine, "pick", lambda name: CUDA)
     with gpu() as seen:
         found = doctor.chart_of(out, device="cuda")
         assert seen.kernels["addmm"] + seen.kernels["mm"] > 0
