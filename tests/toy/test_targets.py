@@ -9,7 +9,7 @@ from toy_ijepa.masking import multiblock
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import METHODS, build
 from toy_ijepa.salt import SALT
-from toy_ijepa.targets import NORMS, DeepIJEPA
+from toy_ijepa.targets import NORMS, DeepIJEPA, block_outputs
 
 GRID = (4, 6)
 IMAGES = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,8 @@ def test_each_depth_is_normed_by_itself_and_the_last_stands_last(norm, depths):
     found = model.targets(IMAGES, drawn.targets)
     B, M, T = drawn.targets.shape
     assert found.shape == (B, M, T, depths * 24)
-    outputs = model.target.layers(IMAGES, depths)
+    layers = model.target.layers(IMAGES, depths)  #  behind the encoder's last norm
+    outputs = layers if norm == "layer" else block_outputs(model.target, IMAGES, depths)
     for b, m, t in [(0, 0, 0), (2, M - 1, T - 1), (1, 1, T // 2)]:
         for level in range(depths):
             expected = NORMS[norm](outputs[level])[b, drawn.targets[b, m, t]]
@@ -56,6 +57,32 @@ def test_what_the_norms_keep():
     torch.testing.assert_close(channel.mean((0, 1)), torch.zeros(11), atol=1e-5, rtol=0)
     torch.testing.assert_close(channel.std((0, 1)), torch.ones(11), atol=1e-2, rtol=0)
     assert NORMS["tanh"](x).abs().max() <= 1
+
+
+def test_block_outputs_are_layers_without_the_last_norm():
+    encoder, _ = parts()
+    for depths in (1, 3):
+        found = block_outputs(encoder, IMAGES, depths)
+        assert [x.shape for x in found] == [(3, 24, 24)] * depths
+        for ours, normed in zip(found, encoder.layers(IMAGES, depths), strict=True):
+            torch.testing.assert_close(encoder.norm(ours), normed)
+            assert not torch.allclose(ours, normed, atol=0.1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_strong_tokens_stay_strong_in_the_targets_unless_the_layer_norm_levels_them(norm):
+    """Behind the encoder's last norm no other norm could find a difference any more."""
+    model, everywhere = DeepIJEPA(*parts(), depths=2, norm=norm), torch.arange(24).expand(3, 1, -1)
+    with torch.no_grad():
+        for block in model.target.blocks:  #  the stream is the embedded picture, contrast growing from left to right
+            block.attn.proj.weight.zero_()
+            block.mlp.fc2.weight.zero_()
+    images = 0.05 * IMAGES * torch.linspace(1, 20, 24)
+    model.target.pos_embed.zero_()
+    found = model.targets(images, everywhere)[:, 0].norm(dim=-1).unflatten(1, GRID).mean((0, 1))
+    assert (found[-1] > 1.5 * found[0]) == (norm != "layer")
+    if norm == "layer":
+        assert found.std() < 0.05 * found.mean()
 
 
 def test_what_cannot_be_is_refused():
