@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from toy_ijepa.drawings import histogram
 from toy_ijepa.sigreg import NORMAL, epps_pulley
 from toy_ijepa.widgets.view import Explorer, Report, control
 
@@ -20,7 +21,6 @@ MOST = 1024  # samples of a cloud
 TURNS = 180  # directions all round, a degree apart: the other half circle looks at the same from behind
 FAR = 3.0  # one projection of normal samples in twenty lies above it
 LINE_AT = 30  # degrees, of the line
-BINS = 31
 
 
 def clouds(seed: int = 0, count: int = MOST) -> dict[str, Tensor]:
@@ -106,12 +106,7 @@ class ProjectionModel:
         figure.subplots_adjust(left=0.05, right=0.985, bottom=0.15, top=0.9, wspace=0.24)
         reach = max(3.5, 1.1 * self.points.abs().max().item())
         self.draw_cloud(cloud, reach)
-        grid = torch.linspace(-reach, reach, 200)
-        inside = self.projected.clamp(-reach, reach)
-        seen.hist(inside, BINS, range=(-reach, reach), density=True, color="#56b4e9", edgecolor="white", linewidth=0.4)
-        seen.plot(grid, (-0.5 * grid.square()).exp() / math.sqrt(2 * math.pi), "--", color="black", label="normal")
-        seen.set_ylim(0, 1.5)
-        seen.legend(fontsize=8, frameon=False)
+        histogram(seen, self.projected, reach)
         seen.set_title(f"seen at {self.degrees} degrees: {self.statistic:.2f}", fontsize=9)
         turned.plot(range(TURNS), self.statistics, color="#0072b2")
         turned.axhline(NORMAL, color="0.4", linestyle=":")
