@@ -235,11 +235,13 @@ def numbered_patches(image: Tensor, patch: int) -> Figure:
     return figure
 
 
-def maps(values: Sequence[Tensor], titles: Sequence[str], columns: int = 0, signed: bool = False) -> Figure:
+def maps(
+    values: Sequence[Tensor], titles: Sequence[str], columns: int = 0, signed: bool = False, cell: float = 1.6
+) -> Figure:
     """Maps (h, w) side by side on one colour scale; `signed` centres it on zero."""
     columns = columns or len(values)
     rows = -(-len(values) // columns)
-    figure, axes = grid_of(rows, columns, cell=1.6)
+    figure, axes = grid_of(rows, columns, cell)
     top = max(v.abs().max().item() if signed else v.max().item() for v in values)
     low = -top if signed else min(0.0, *(v.min().item() for v in values))
     for ax in axes.flat:
@@ -283,6 +285,26 @@ def curves(
     ax.tick_params(labelsize=8)
     ax.legend(fontsize=8)
     return figure
+
+
+def against_normal(samples: dict[str, Tensor], reach: float = 3.5) -> Figure:
+    """A histogram of each named set of numbers (S,) between -reach and reach, beside the normal curve."""
+    figure, axes = grid_of(1, len(samples), cell=2.4)
+    for ax, (name, values) in zip(axes.flat, samples.items(), strict=True):
+        histogram(ax, values, reach)
+        ax.set_title(name, fontsize=9)
+    return figure
+
+
+def histogram(ax, values: Tensor, reach: float, bins: int = 31) -> None:
+    """Numbers (S,) as bars of area 1 together, and the standard normal curve; what lies beyond reach is at the ends."""
+    grid = torch.linspace(-reach, reach, 200)
+    inside = values.clamp(-reach, reach)
+    ax.hist(inside, bins, range=(-reach, reach), density=True, color="#56b4e9", edgecolor="white", linewidth=0.4)
+    ax.plot(grid, (-0.5 * grid.square()).exp() / (2 * torch.pi) ** 0.5, "--", color="black", label="normal")
+    ax.set_ylim(0, 1.5)
+    ax.tick_params(labelsize=7)
+    ax.legend(fontsize=8, frameon=False)
 
 
 def bars(

@@ -121,6 +121,16 @@ def linear_probe(
     return accuracy(weight, (test - mean) / std, test_labels), best[1]
 
 
+def recovered(x: Tensor, y: Tensor, x_new: Tensor, y_new: Tensor, ridge: float = 1e-2) -> float:
+    """Share (%) of the variance of y (S, c) that a ridge regression from x (S, F) explains on new samples."""
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    x, x_new = (x - mean) / std, (x_new - mean) / std
+    gram = x.T @ x / len(x) + ridge * torch.eye(x.shape[1])
+    weight = torch.linalg.solve(gram, x.T @ (y - y.mean(0)) / len(x))
+    rest = (x_new @ weight + y.mean(0) - y_new).square().mean()
+    return 100 * (1 - rest / (y_new - y_new.mean(0)).square().mean()).item()
+
+
 @dataclass(frozen=True)
 class Scores:
     """Accuracies in % of one set of features under each probe."""

@@ -1,6 +1,6 @@
 """Features that cannot collapse because they have to look normal: SIGReg, a test of random projections as a loss."""
 
-# Shape legend:  B images  D width  S directions  k knots of the integral
+# Shape legend:  B images  D width  V directions  f frequencies
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORMAL = 1.059  # what `epps_pulley` is on average for samples that are normal, 
 
 
 def epps_pulley(samples: Tensor) -> Tensor:
-    """How far each column of samples (B, S) is from a standard normal distribution: (S,), about 1 if it is one.
+    """How far each column of samples (B, V) is from a standard normal distribution: (V,), about 1 if it is one.
 
     Compares characteristic functions, the mean of exp(itz) over the samples z with the normal's exp(-t^2/2), and
     integrates B * |difference|^2 * exp(-t^2/2) over frequencies t. Every sample counts with bounded weight, and the
@@ -27,14 +27,14 @@ def epps_pulley(samples: Tensor) -> Tensor:
     Balestriero & LeCun 2025 (LeJEPA), arXiv:2511.08544, section 4.
     """
     t = torch.linspace(0, REACH, KNOTS, device=samples.device)
-    angle = samples.float()[..., None] * t  #                        (B, S, k)
-    normal = (-0.5 * t.square()).exp()  #                            (k,)
+    angle = samples.float()[..., None] * t  #                        (B, V, f)
+    normal = (-0.5 * t.square()).exp()  #                            (f,)
     gap = (angle.cos().mean(0) - normal).square() + angle.sin().mean(0).square()
-    return 2 * len(samples) * torch.trapezoid(gap * normal, t)  #    (S,)  twice: negative frequencies are the same
+    return 2 * len(samples) * torch.trapezoid(gap * normal, t)  #    (V,)  twice: negative frequencies are the same
 
 
 def directions(count: int, width: int, generator: torch.Generator | None = None) -> Tensor:
-    """`count` random directions of length 1: (D, S)."""
+    """`count` random directions of length 1: (D, V)."""
     return F.normalize(torch.randn(width, count, generator=generator), dim=0)
 
 

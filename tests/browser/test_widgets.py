@@ -20,6 +20,7 @@ EXPLORERS = {
     "predictor": ("04_predict_features", "= PredictorExplorer("),
     "paint": ("07_probe_features", "= PaintTargets("),
     "search": ("11_use_your_images", "= SearchExplorer("),
+    "projection": ("14_spread_features", "= ProjectionExplorer("),
     "dashboard": ("12_train_full_scale", "= Dashboard("),
 }
 ALONE = """\
@@ -131,6 +132,14 @@ def test_schedule_explorer(open_explorer):
     shown.changes(lambda: shown.press("optimiser steps", "ArrowRight"), "of 1100")
     shown.press("batches a step", "ArrowRight")
     shown.changes(lambda: shown.choose("progress is", "batches done / steps (bug)"), "is over early")
+
+
+def test_projection_explorer(open_explorer):
+    shown = open_explorer("projection")
+    shown.changes(lambda: shown.choose("cloud", "a line"), "Over all 180 directions")
+    shown.changes(lambda: shown.press("direction (degrees)", "ArrowRight"), "this one, 1 degrees")
+    shown.changes(lambda: shown.press("samples", "ArrowLeft"))
+    assert "'a line'" in shown.picture.get_attribute("alt")
 
 
 def test_predictor_explorer(open_explorer):

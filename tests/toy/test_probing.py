@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.patches import normalise
-from toy_ijepa.probing import features, fit_linear, knn, linear_probe, pca, probe
+from toy_ijepa.probing import features, fit_linear, knn, linear_probe, pca, probe, recovered
 
 
 def clusters(count, spread, seed, classes=3, width=5):
@@ -72,3 +72,14 @@ def test_too_many_neighbours():
     x, y = clusters(5, 1.0, 1)
     with pytest.raises(ValueError, match="k = 20 neighbours asked of 5"):
         knn(x, y, x, y)
+
+
+def test_recovered_is_the_share_that_a_line_explains():
+    g = torch.Generator().manual_seed(0)
+    x, new = torch.randn(2000, 4, generator=g), torch.randn(500, 4, generator=g)
+    noise, new_noise = torch.randn(2000, 2, generator=g), torch.randn(500, 2, generator=g)
+    way = torch.randn(4, 2, generator=g)
+    assert recovered(3 * x + 1, x @ way + 5, 3 * new + 1, new @ way + 5) > 99.9
+    assert recovered(x, noise, new, new_noise) < 2
+    half = way / way.norm(dim=0)  # a signal as large as the noise
+    assert recovered(x, x @ half + noise, new, new @ half + new_noise) == pytest.approx(50, abs=5)

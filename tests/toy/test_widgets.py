@@ -22,6 +22,7 @@ from toy_ijepa.masking import STRATEGIES, Masks, strategy
 from toy_ijepa.patches import normalise
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.schedules import cosine, momentum_at, warmup_cosine
+from toy_ijepa.sigreg import epps_pulley
 from toy_ijepa.widgets import survey
 from toy_ijepa.widgets.attention import AttentionExplorer, AttentionModel
 from toy_ijepa.widgets.blocks import check_block, covered, masks_of
@@ -30,6 +31,7 @@ from toy_ijepa.widgets.mask import MaskExplorer, MaskModel, default_scale
 from toy_ijepa.widgets.paint import PaintModel, PaintTargets
 from toy_ijepa.widgets.predict import Predictions, choice, number, words
 from toy_ijepa.widgets.predictor import PredictorExplorer, PredictorModel, areas
+from toy_ijepa.widgets.projection import FAR, ProjectionExplorer, ProjectionModel, clouds, flat
 from toy_ijepa.widgets.schedule import ScheduleExplorer, ScheduleModel
 from toy_ijepa.widgets.search import SearchExplorer, SearchModel, nearest
 from toy_ijepa.widgets.view import Explorer, picture_html, report_html
@@ -653,3 +655,73 @@ def test_predictions_are_saved_for_a_teacher_and_nothing_is_lost(tmp_path):
     with pytest.raises(ValueError, match="not a file of predictions"):
         mine.save(tmp_path / "other.csv")
     assert (tmp_path / "other.csv").read_text() == "a,b\n"
+
+
+# Projections
+
+
+def test_projection_is_the_slow_loop():
+    points = clouds(3)["two heaps"][:40]
+    m = ProjectionModel(points, "two heaps", 30)
+    x, y = math.cos(math.pi / 6), math.sin(math.pi / 6)
+    seen = [p * x + q * y for p, q in points.tolist()]
+    assert m.projected.tolist() == pytest.approx(seen, abs=1e-6)
+    assert m.statistic == pytest.approx(epps_pulley(torch.tensor(seen)[:, None]).item(), rel=1e-4)
+    around = [replace(m, degrees=d).statistic for d in range(180)]
+    assert m.statistics.tolist() == pytest.approx(around, rel=1e-3)
+    assert m.mean == pytest.approx(sum(around) / 180, rel=1e-3)
+    assert replace(m, degrees=210).statistic == pytest.approx(m.statistic, rel=1e-3)  # the same line from behind
+
+
+def test_clouds_are_what_they_are_called():
+    drawn = clouds(1, 20_000)
+    for name, points in drawn.items():
+        assert points.mean(0).abs().max() < 0.03, name
+    for name in ("normal", "a ring", "two heaps"):  # moments of second order cannot tell these three apart
+        torch.testing.assert_close(torch.cov(drawn[name].T), torch.eye(2), atol=0.03, rtol=0)
+    assert torch.linalg.matrix_rank(drawn["a line"], atol=1e-3) == 1
+    assert drawn["a ring"].norm(dim=1).std() < 1e-5
+
+
+def test_what_one_direction_sees_and_what_all_see():
+    drawn = {name: ProjectionModel(points[:256], name) for name, points in clouds(0).items()}
+    assert {name for name, m in drawn.items() if m.mean > FAR} == set(drawn) - {"normal"}
+    assert replace(drawn["a line"], degrees=30).statistic < FAR < replace(drawn["a line"], degrees=120).statistic
+    assert "sees nothing wrong; all" in replace(drawn["a line"], degrees=30).verdict()
+    assert replace(drawn["two heaps"], degrees=90).statistic < FAR < drawn["two heaps"].statistic
+    points = torch.randn(256, 4000, generator=torch.Generator().manual_seed(0))
+    assert (epps_pulley(points) > FAR).float().mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_features_are_shown_in_the_plane_in_which_they_vary_most():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 5, generator=g) * torch.tensor([0.1, 3.0, 0.2, 1.0, 0.1]) + 2.0
+    points = flat(x)
+    assert points.shape == (300, 2)
+    torch.testing.assert_close(points.std(0), torch.tensor([3.0, 1.0]), atol=0.3, rtol=0)
+    torch.testing.assert_close(points.mean(0).abs(), torch.full((2,), 2.0), atol=0.6, rtol=0)  # not centred
+
+
+def test_projection_explorer_follows_its_controls():
+    x = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
+    explorer = ProjectionExplorer(x)
+    assert changed(explorer, lambda: setattr(explorer.cloud, "value", "a line"))
+    assert changed(explorer, lambda: setattr(explorer.degrees, "value", 120))
+    assert explorer.model.projected.std() < 1e-5
+    assert changed(explorer, lambda: setattr(explorer.samples, "value", 64))
+    assert len(explorer.model.points) == 64
+    assert changed(explorer, lambda: setattr(explorer.seed, "value", 5))
+    assert changed(explorer, lambda: setattr(explorer.cloud, "value", "an encoder's features"))
+    torch.testing.assert_close(explorer.model.points, flat(x)[:64])
+    assert explorer.seed.disabled
+    explorer.samples.value = 500
+    assert explorer.samples.value == len(explorer.model.points) == 100
+    assert "the direction at 120 degrees" in explorer.picture.value
+    assert len(explorer.figure().axes) == 3
+    assert "an encoder's features" not in ProjectionExplorer().cloud.options
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (20,), (7, 2)])
+def test_projection_model_refuses(shape):
+    with pytest.raises(ValueError, match=r"a cloud is|too few"):
+        ProjectionModel(torch.zeros(shape))
