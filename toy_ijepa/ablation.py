@@ -29,10 +29,12 @@ from toy_ijepa.masking import STRATEGIES
 from toy_ijepa.patches import normalise
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import MOMENTUM, SIZES, build_encoder, lookup
+from toy_ijepa.salt import SALT, train_teacher
 from toy_ijepa.sigreg import SIGRegIJEPA
 from toy_ijepa.targets import DeepIJEPA
 from toy_ijepa.training import TrainConfig, train
 from toy_ijepa.verdict import paired
+from toy_ijepa.views import LeJEPA, SimCLR, TwoViews
 
 
 class NoStop(IJEPA):
@@ -79,6 +81,10 @@ VARIANTS: dict[str, dict] = {
     "sigreg and momentum": dict(kind=SIGRegIJEPA, given=dict(ema=True)),
     "sigreg for momentum": dict(kind=SIGRegIJEPA, given=dict(ema=False)),
     "sigreg for momentum and stop-gradient": dict(kind=SIGRegIJEPA, given=dict(ema=False, stop=False)),
+    # Dearer steps, fewer of them: about the CPU time of the default. Of SALT's, the teacher takes as many steps again.
+    "salt": dict(kind=SALT, share=2 / 3),
+    "simclr": dict(kind=SimCLR, share=2 / 3),
+    "lejepa": dict(kind=LeJEPA, share=2 / 3),
 }
 BEYOND = list(VARIANTS).index("targets: 2 depths")  # what chapters 13 and 14 ask for by name
 
@@ -86,17 +92,20 @@ BEYOND = list(VARIANTS).index("targets: 2 depths")  # what chapters 13 and 14 as
 def build(
     seed: int,
     *,
-    kind: type[IJEPA] = IJEPA,
+    kind: type[nn.Module] = IJEPA,
     masks: str = "multiblock",
     options: dict | None = None,
     momentum: tuple[float, float] = MOMENTUM,
     mode: str = "joint",
     given: dict | None = None,
+    share: float = 1.0,
     **narrow: int,
-) -> IJEPA:
+) -> nn.Module:
     """The tiny I-JEPA for 32 px pictures with some dials turned; `given` goes to `kind`, `narrow` to `recipe.Size`."""
     dial = replace(SIZES["tiny"], **narrow)
     encoder = build_encoder("tiny", 32, 4, seed)
+    if issubclass(kind, TwoViews):
+        return kind(encoder)
     predictor = Predictor(
         encoder.grid, dial.width, dial.predictor_width, dial.predictor_depth, dial.predictor_heads, mode
     )
@@ -105,7 +114,7 @@ def build(
     return model
 
 
-def score(model: IJEPA, data: tuple[ImageSet, ImageSet], seed: int) -> dict[str, float]:
+def score(model: nn.Module, data: tuple[ImageSet, ImageSet], seed: int) -> dict[str, float]:
     """MEASURED of the encoder that is kept (the target), and ONLINE of the one that the gradient trains."""
     kept = measure(model.probed, data, seed)
     online = kept if model.encoder is model.probed else measure(model.encoder, data, seed)
@@ -136,10 +145,14 @@ def prepare(name: str, labels: int, threads: int) -> None:
 
 def run(name: str, seed: int, steps: int) -> dict[str, float]:
     """Scores of one variant trained from one seed, or of a random encoder for the name UNTRAINED."""
-    model = build(seed, **VARIANTS.get(name, {}))
+    dials = VARIANTS.get(name, {})
+    model, spent = build(seed, **dials), 0.0
     if name != UNTRAINED:
-        train(model, worker["images"], TrainConfig(steps=steps, seed=seed), progress=False)
-    return score(model, worker["data"], seed)
+        config = TrainConfig(steps=round(steps * dials.get("share", 1.0)), seed=seed)
+        if isinstance(model, SALT):
+            spent += train_teacher(model, worker["images"], config, progress=False).cpu_seconds
+        spent += train(model, worker["images"], config, progress=False).cpu_seconds
+    return score(model, worker["data"], seed) | dict(cpu_seconds=spent)
 
 
 def main() -> int:

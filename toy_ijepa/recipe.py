@@ -52,7 +52,7 @@ METHODS = {
 # short enough for a first run, long enough that nearest neighbours tell I-JEPA from its twin.
 STEPS = {
     **{"ijepa": 1200, "ijepa-vc": 1200, "ijepa-deep": 1200, "ijepa-sigreg": 1200, "mae": 2000},
-    **{"salt": 800, "lejepa": 500, "simclr": 600},
+    **{"salt": 800, "lejepa": 800, "simclr": 800},
 }
 
 MOMENTUM = (

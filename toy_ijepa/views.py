@@ -99,7 +99,7 @@ class LeJEPA(TwoViews):
     Source: Balestriero & LeCun 2025, arXiv:2511.08544, section 5, with two views of one size.
     """
 
-    def __init__(self, encoder: Encoder, width: int = 64, weight: float = 0.05) -> None:
+    def __init__(self, encoder: Encoder, width: int = 64, weight: float = 0.02) -> None:
         super().__init__(encoder, width)
         self.weight = weight
 
