@@ -218,6 +218,31 @@ def run_folder() -> Figure:
     return figure
 
 
+def three_targets() -> Figure:
+    """Where the target comes from: the last block, every block, or the last block of a teacher that never moves."""
+    figure = Figure(figsize=(8.6, 3.0), layout="constrained")
+    ax = blank(figure, 11.6, 4.3)
+    rows = {
+        "the plain method:\nfollows the encoder": (3.5, [4], TARGETS[1]),
+        "several depths:\nfollows the encoder": (2.0, [1, 2, 3, 4], TARGETS[1]),
+        "frozen teacher:\nan MAE, trained before": (0.5, [4], TARGETS[2]),
+    }
+    for words, (y, used, colour) in rows.items():
+        ax.text(0.1, y, words, fontsize=9, va="center")
+        for n in range(1, 5):
+            x = 2.3 + 1.5 * n
+            box(ax, x, y, f"block {n}", colour if n in used else GREY, width=1.0, height=0.5)
+            if n < 4:
+                arrow(ax, (x + 0.5, y), (x + 1.0, y))
+                if n in used:
+                    ax.plot([x, x, 10.6], [y + 0.3, y + 0.6, y + 0.6], color="0.2", linewidth=1)
+        arrow(ax, (8.85, y), (9.7, y))
+        if len(used) > 1:
+            arrow(ax, (10.6, y + 0.6), (10.6, y + 0.3))
+        box(ax, 10.6, y, "target", TARGETS[0], width=1.6, height=0.5)
+    return figure
+
+
 def numbered_patches(image: Tensor, patch: int) -> Figure:
     """An image (C, H, W) and its patches (uint8), pulled apart and numbered in token order."""
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")

@@ -41,8 +41,8 @@ ROOMS = {
     10: {"full_ijepa.evaluate", "full_ijepa.report"},
     11: {"folders", "widgets.search"} | {f"full_ijepa.{room}" for room in ("doctor", "pixels", "labels", "embedding")},
     12: {"full_ijepa.cost", "full_ijepa.dashboard", "bench"},
-    13: {"targets", "salt"},
-    14: {"sigreg", "views", "widgets.projection", "verdict"},
+    13: {"targets", "salt", "verdict"},
+    14: {"sigreg", "views", "widgets.projection"},
 }
 # What looks ahead: the welcome, and one widget. The chapters after them may not.
 PREVIEW = {0: {"imagination", "masking", "patches", "recipe"}, 4: {"imagination"}}
