@@ -42,7 +42,7 @@ ROOMS = {
     11: {"folders", "widgets.search"} | {f"full_ijepa.{room}" for room in ("doctor", "pixels", "labels", "embedding")},
     12: {"full_ijepa.cost", "full_ijepa.dashboard", "bench"},
     13: {"targets", "salt", "verdict"},
-    14: {"sigreg", "views", "widgets.projection"},
+    14: {"sigreg", "views", "ablation", "widgets.projection"},
 }
 # What looks ahead: the welcome, and one widget. The chapters after them may not.
 PREVIEW = {0: {"imagination", "masking", "patches", "recipe"}, 4: {"imagination"}}
