@@ -103,7 +103,8 @@ def line(entry: dict) -> str:
     cells = [f"{probes[c]:.1f} ± {probes['spread'][c] or 0:.1f}" for c in COLUMNS]
     cost = mean(run["cpu_seconds"] for run in entry["training"])
     kind = "bf16" if entry["machine"]["bf16"] else "fp32"
-    step = f"{entry['plain_step_ms']:.0f} ms ({kind}, {entry['machine']['threads']} threads)"
+    threads = entry["machine"]["threads"]
+    step = f"{entry['plain_step_ms']:.0f} ms ({kind}, {threads} thread{'s' * (threads > 1)})"
     size = f"{entry['parameters'] / 1e6:.2f} M"
     steps = f"{entry['training'][0]['steps']:,}"
     return f"| {' | '.join([entry['name'], *cells, size, steps, f'{cost:.0f} s', step, entry['by']])} |"
