@@ -184,14 +184,15 @@ class Job:
         generator = torch.Generator().manual_seed(seed)
         some = torch.randperm(len(test), generator=generator)
         images, shelf_images = test.images[some[:6]], spread(self.data[0].images, 500)
-        for name, model in self.models.items():
-            if isinstance(model, IJEPA):
-                drawn = model.sample(len(images), model.encoder.grid, generator=generator)
+        predicting = {name: model for name, model in self.models.items() if isinstance(model, IJEPA)}
+        for name, model in predicting.items():
+            drawn = model.sample(len(images), model.encoder.grid, generator=generator)
+            if name == next(iter(predicting)):  # masks are alike for all of them
                 plots.masks(images, drawn, model.encoder.grid).savefig(self.out / "masks.png", dpi=110)
-                shelf = imagination.gallery(model, shelf_images)
-                patches, _ = imagination.imagine(model, images, drawn, shelf)
-                figure = plots.imagination(images, drawn, patches, model.encoder.patch)
-                figure.savefig(self.out / f"imagination-{name}.png", dpi=110)
+            shelf = imagination.gallery(model, shelf_images)
+            patches, _ = imagination.imagine(model, images, drawn, shelf)
+            figure = plots.imagination(images, drawn, patches, model.encoder.patch)
+            figure.savefig(self.out / f"imagination-{name}.png", dpi=110)
         few = some[:1000]
         if test.classes and len(few) >= 20:
             maps = {"pixels": probing.pixel_features(test.images[few])}
@@ -214,7 +215,7 @@ def plain(value: Any) -> Any:
 
 
 def check_names(args: argparse.Namespace) -> None:
-    """Raise ValueError for an unknown or repeated name or a seed out of range, before anything is loaded."""
+    """Raise ValueError for an unknown or repeated name, a seed or a patch out of range, before anything is loaded."""
     for method in args.method:
         lookup(METHODS, method, "method")
     lookup(SIZES, args.size, "size")
@@ -224,6 +225,8 @@ def check_names(args: argparse.Namespace) -> None:
             raise ValueError(f"{what} {' '.join(map(str, values))} names one twice")
     if not all(0 <= seed < 2**32 for seed in args.seed):
         raise ValueError(f"--seed {' '.join(map(str, args.seed))} is not within 0 and 4294967295")
+    if args.patch is not None and args.patch < 1:
+        raise ValueError(f"--patch {args.patch} is not a positive number of pixels")
 
 
 @contextmanager
@@ -254,7 +257,8 @@ def forecast(job: Job) -> None:
         model = build(method, seed=0, masks=job.args.masks, **job.dial)
         for steps in TRIAL_STEPS:
             trial = replace(job.config, steps=steps, minutes=None)
-            tried = train(model, job.data[0].images[:2000], trial, progress=False)
+            # One look at the features in twenty steps, about as in a whole run; one a step would more than double it.
+            tried = train(model, job.data[0].images[:2000], trial, progress=False, rows=1)
             if tried.ended == "interrupted":  # the loop keeps Ctrl-C to itself, but here there is nothing to keep
                 raise KeyboardInterrupt
             rate = tried.images_per_second
@@ -267,9 +271,24 @@ def forecast(job: Job) -> None:
     )
 
 
+def fitting(args: argparse.Namespace, side: int) -> dict[str, Any]:
+    """The dial for pictures of `side` px, tried with one loss of each method.
+
+    Raises ValueError if they are not a whole number of patches or the grid is too small for the masks.
+    """
+    dial = dict(size=args.size, image_size=side, patch=default_patch(side) if args.patch is None else args.patch)
+    for method in args.method:
+        model = build(method, seed=0, masks=args.masks, **dial)
+        with torch.no_grad():
+            model.step_loss(torch.zeros(2, 3, side, side), torch.Generator().manual_seed(0))
+    return dial
+
+
 def prepare(args: argparse.Namespace) -> Job:
     """Check everything that can be checked before training, then make the folder to write to."""
     check_names(args)
+    asked = args.image_size or 0
+    dial = fitting(args, asked) if asked > 0 else None  # before the pictures are read, which may take minutes
     dials = dict(batch=args.batch, lr=args.lr, optimiser=args.optimiser, precision=args.precision)
     steps = STEPS["ijepa"] if args.steps is None and args.minutes is None else args.steps
     config = TrainConfig(steps=steps, minutes=args.minutes, **dials)
@@ -281,11 +300,7 @@ def prepare(args: argparse.Namespace) -> Job:
         raise ValueError("training and test pictures differ in size or are not square; give --image-size")
     if len(data[0]) < 2 or len(data[1]) < 2:
         raise ValueError(f"{len(data[0])} training and {len(data[1])} test pictures are too few; at least 2 of each")
-    dial = dict(size=args.size, image_size=side, patch=default_patch(side) if args.patch is None else args.patch)
-    for method in args.method:  # one loss of a fresh model: a grid too small for the masks is said now
-        model = build(method, seed=0, masks=args.masks, **dial)
-        with torch.no_grad():
-            model.step_loss(normalise(data[0].images[:2]), torch.Generator().manual_seed(0))
+    dial = dial or fitting(args, side)
     labelled = probed_part(data, args.labels)
     return Job(args, config, dial, data, labelled, fresh_folder(args.out, args.data))
 

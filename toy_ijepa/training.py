@@ -200,8 +200,10 @@ def watch(model: Method, images: Tensor, warned: set[str]) -> dict[str, float]:
     return dict(std=found.std, rank=found.rank, position=found.position)
 
 
-def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True) -> History:
+def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
+
+    rows  of history at most; for each of them WATCHED images are encoded, which takes longer than a step
 
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
     Raises NonFiniteLossError when the numbers blow up, and ValueError for fewer than two images.
@@ -238,7 +240,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
             momentum = model.after_step(done)
             history.steps += 1
             history.images += len(index)
-            if not history.rows or done - history.rows[-1]["progress"] >= 1 / ROWS:
+            if not history.rows or done - history.rows[-1]["progress"] >= 1 / rows:
                 row = dict(step=history.steps, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
                 row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, warned))
                 row["images_per_second"] = history.images / (time.perf_counter() - start)

@@ -18,14 +18,16 @@ import pytest
 from PIL import Image
 
 from toy_ijepa import __main__ as job
-from toy_ijepa import shapes
+from toy_ijepa import data, probing, shapes
 from toy_ijepa.data import EMBEDDED
 from toy_ijepa.recipe import METHODS, SIZES, build, default_patch
 from toy_ijepa.training import History
 from toy_ijepa.verdict import NAMES, learned
 from toy_ijepa.weights import load_encoder
 
-SMALL = ["--batch", "16", "--labels", "200", "--patch", "4"]
+SMALL = ["--batch", "8", "--labels", "40", "--patch", "4"]
+TWINS = ["ijepa", "mae"]  # what the job trains when nobody chooses
+OTHERS = [name for name in METHODS if name not in TWINS]
 
 
 def run(*args, cwd, **options):
@@ -45,24 +47,34 @@ def run_here(*args, cwd):
     return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Less of what the job does beside its work: drawing 24,000 shapes, timing steps, comparing penalties."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(data, "SHAPES_COUNT", {"train": 400, "test": 100})
+        monkeypatch.setattr(job, "TRIAL_STEPS", (1, 2))
+        monkeypatch.setattr(probing, "PENALTIES", (1e-1, 1e-2))
+        yield
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Arguments of a job on a few hundred small pictures, three steps long."""
+    """Arguments of a job on a few dozen small pictures of three classes, three steps long."""
     folder = tmp_path_factory.mktemp("small")
-    for split, count in (("train", 300), ("test", 100)):
-        drawn = shapes.generate(count, seed=len(split), side=16)
-        for i, (image, kind) in enumerate(zip(drawn.images, drawn.factors["shape"], strict=True)):
-            path = folder / split / list(shapes.CLASSES)[kind] / f"{i}.png"
+    for split, count in (("train", 60), ("test", 30)):
+        drawn = shapes.generate(10 * count, seed=len(split), side=16)
+        for i in (drawn.factors["shape"] < 3).nonzero().flatten()[:count].tolist():
+            path = folder / split / list(shapes.CLASSES)[drawn.factors["shape"][i]] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+            Image.fromarray(drawn.images[i].permute(1, 2, 0).numpy()).save(path)
     return ["--data", f"folder:{folder}", "--steps", "3", *SMALL]
 
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
-    """One tiny run of every method with two seeds."""
+    """One tiny run of I-JEPA and its twin with two seeds."""
     out = tmp_path_factory.mktemp("job") / "run"
-    done = run_here(*small, "--seed", 0, 1, "--method", *METHODS, "--out", out, cwd=out.parent)
+    done = run_here(*small, "--seed", 0, 1, "--method", *TWINS, "--out", out, cwd=out.parent)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -73,16 +85,16 @@ def test_metrics_hold_what_the_table_needs(finished, small):
     assert metrics["data"] == small[1]
     assert metrics["seconds"] > 0
     assert metrics["images_per_second"] > 0
-    assert set(metrics["probes"]) == {"pixels", "pixels-pca", "random", *METHODS}
-    for name in ("random", *METHODS):
+    assert set(metrics["probes"]) == {"pixels", "pixels-pca", "random", *TWINS}
+    for name in ("random", *TWINS):
         scores = metrics["probes"][name]
         values = [r["linear"] for r in scores["runs"]]
         assert scores["linear"] == pytest.approx(sum(values) / 2, abs=0.02)
         assert scores["spread"]["linear"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=0.02)
         assert f"{scores['knn']:.1f} +- {scores['spread']['knn']:.1f}" in done.stdout
     assert len(metrics["diagnostics"]["ijepa"]) == 2
-    assert metrics["settings"]["steps"] == dict.fromkeys(METHODS, 3)
-    assert metrics["pictures"] == dict(train=300, labelled=200, test=100)
+    assert metrics["settings"]["steps"] == dict.fromkeys(TWINS, 3)
+    assert metrics["pictures"] == dict(train=60, labelled=40, test=30)
     assert "--steps 3" in metrics["command"]
 
 
@@ -95,15 +107,32 @@ def test_every_stage_is_told_and_the_end_is_a_verdict(finished):
         r"drawing \.\.\. \d+ s",
     ):
         assert re.search(line, done.stdout), done.stdout
-    for name in METHODS:
-        assert re.search(rf"probing {name} \.\.\. \d+ s", done.stdout)
+    told = judged(out, done, TWINS)
+    assert "Predicting features (I-JEPA) against predicting pixels (MAE)" in told
+    assert "Next: " in told
+
+
+def judged(out, done, methods):
+    """Check that the job probed each method and drew the right conclusion; all that it said, on one line."""
     told, metrics = " ".join(done.stdout.split()), json.loads((out / "metrics.json").read_text())
-    for name in METHODS:
+    for name in methods:
+        assert re.search(rf"probing {name} \.\.\. \d+ s", told)
         fails = not learned(metrics, name, None)
         assert (f"NOT A SUCCESS: {NAMES[name]} is no better than the random encoder" in told) == fails
         assert (f"{NAMES[name]} has learned" in told) != fails
-    assert "Predicting features (I-JEPA) against predicting pixels (MAE)" in told
-    assert "Next: " in told
+    return told
+
+
+def test_every_other_method_goes_the_same_way(small, tmp_path):
+    done = run_here(*small, "--method", *OTHERS, "--no-pixels", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{OTHERS[0]} 3 steps" in done.stdout
+    judged(tmp_path / "run", done, OTHERS)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["probes"]) == {"random", *OTHERS}
+    assert metrics["settings"]["steps"] == dict.fromkeys(OTHERS, 3)
+    for name in OTHERS[1:]:
+        assert load_encoder(tmp_path / "run" / f"{name}-seed0" / "encoder.safetensors").grid == (4, 4)
 
 
 def test_figures_weights_and_history_are_there(finished):
@@ -205,7 +234,7 @@ def test_a_run_is_never_overwritten(finished, small):
         (["--minutes", "nan"], "too short"),
         (["--seed", "0", "0"], "names one twice"),
         (["--seed", "-1"], "is not within"),
-        (["--patch", "0"], "not a whole number of 0 px patches"),
+        (["--patch", "0"], "--patch 0 is not a positive number"),
         (["--method", "mae", "--image-size", "16", "--patch", "16"], "no target or no context"),
     ],
 )
@@ -215,6 +244,7 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(args, words, tmp_path):
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
+    assert ("reading" in done.stdout) == (args[0] in ("--data", "--labels")), "pictures are read only where they tell"
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -251,7 +281,8 @@ def test_out_inside_the_pictures_is_refused(tmp_path):
 
 
 def test_ctrl_c_keeps_weights_and_history_and_says_where(small, tmp_path):
-    command = [sys.executable, "-m", "toy_ijepa", *small[:2], *SMALL, "--minutes", "5", "--out", "run"]
+    args = [*small[:2], *SMALL, "--method", "ijepa", "--minutes", "5", "--out", "run"]
+    command = [sys.executable, "-m", "toy_ijepa", *args]
     job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in job.stderr:  # the progress bar: training has begun
         if "images/s" in line:
@@ -302,6 +333,8 @@ def test_a_new_folder_for_every_run(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_during_the_forecast_ends_the_job(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "train", lambda *_, **__: History(ended="interrupted"))
+    asked = []
+    monkeypatch.setattr(job, "train", lambda *_, **how: asked.append(how) or History(ended="interrupted"))
     assert run_here(*small, "--method", "ijepa", "--out", "run", cwd=tmp_path).returncode == 130
     assert not (tmp_path / "run" / "metrics.json").exists()
+    assert asked == [dict(progress=False, rows=1)], "looking at the features at each step would double the forecast"
