@@ -73,7 +73,7 @@ TREE = {
         "/full_ijepa/README",
         *(f"/book/api/{p}" for p in ("toy_ijepa", "widgets", "full_ijepa", "full_ijepa_more", "evaluate", "recipes")),
     ],
-    "Results": ["/assets/results/LOG", "/assets/weights/README", "/CONTRIBUTING"],
+    "Results": ["/assets/results/LOG", "/assets/results/LEADERBOARD", "/assets/weights/README", "/CONTRIBUTING"],
 }
 
 
