@@ -34,7 +34,8 @@ def gallery(model: IJEPA, images: Tensor, batch: int = 250) -> Gallery:
     """
     features, pixels = [], []
     for chunk in images.split(batch):
-        everywhere = torch.arange(model.encoder.pos_embed.shape[0]).expand(len(chunk), 1, -1)  #  one "block": all
+        places = torch.arange(model.encoder.pos_embed.shape[0], device=chunk.device)
+        everywhere = places.expand(len(chunk), 1, -1)  #                 (S, 1, N) one "block": all
         features.append(model.targets(normalise(chunk), everywhere).flatten(0, 2))
         pixels.append(patchify(chunk.float() / 255, model.encoder.patch).flatten(0, 1))
     x = torch.cat(features)

@@ -45,10 +45,13 @@ def pixel_features(images: Tensor, most: int = 32) -> Tensor:
 
 
 def pca(train: Tensor, *others: Tensor, components: int = 256) -> list[Tensor]:
-    """Project each set (S, F) on the first `components` principal directions of `train` (unwhitened)."""
+    """Project each set (S, F) on the first `components` principal directions of `train` (unwhitened), at most S."""
     mean = train.mean(0)
-    covariance = (train - mean).T @ (train - mean)  #          (F, F)
-    basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:]
+    if len(train) < train.shape[1]:  # fewer samples than features, whose covariance would be the larger by far
+        basis = torch.linalg.svd(train - mean, full_matrices=False).Vh[:components].T
+    else:
+        covariance = (train - mean).T @ (train - mean)  #      (F, F)
+        basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:]
     return [(x - mean) @ basis for x in (train, *others)]
 
 

@@ -133,9 +133,10 @@ def fitted(s: Subject, x: Tensor, y: Tensor, x_test: Tensor, groups: Tensor | No
 def linear(s: Subject) -> dict[str, Any]:
     """A linear layer on averaged features of the last block, and of the last four."""
     found = {}
-    for layers in ("last", "last4"):
+    for layers in ("last", "last4") if s.encoder is not None else ("last",):
         x, x_test = s.pair(layers)
         found[layers] = judged(fitted(s, x, s.train.labels, x_test, s.train.groups), s.test)
+    found.setdefault("last4", found["last"])  # pixels have no layers
     more = {f"{name}_last4": found["last4"][name] for name in (metrics.SHOWN[s.task][0], "rate")}
     return found["last"] | more
 

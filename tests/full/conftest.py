@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from full_ijepa import train
 from full_ijepa.recipes.base import Recipe
 
 COUNT, SIDE = 60, 16  # pictures of the folder, px
@@ -25,6 +27,15 @@ def draw_pictures(root: Path, count: int = COUNT, side: int = SIDE) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number:03}.png")
     return root
+
+
+@pytest.fixture(scope="package", autouse=True)
+def few_are_watched() -> Iterator[None]:
+    """A look at features takes as long as a step of these runs, which look after each: fewer pictures are enough."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(train, "WATCHED", 16)
+        monkeypatch.setattr(train, "CROPS", 16)
+        yield
 
 
 @pytest.fixture(scope="session")

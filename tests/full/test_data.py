@@ -261,7 +261,7 @@ def test_a_named_set_is_shrunk_to_what_the_encoder_sees(recipe, tmp_path, monkey
 
 def test_unreadable_pictures_of_a_set_in_memory_are_named_and_counted(recipe, broken, tmp_path):
     root, bad = broken
-    recipe = recipe.replace(data=f"folder:{root}", image_size=24, probe_epochs=0, allow_skipped=True)
+    recipe = recipe.replace(data=f"folder:{root}", image_size=24, probe_epochs=0, allow_skipped=True, epochs=1.0)
     with pytest.warns(UserWarning, match="3 of 30 pictures skipped: ") as said:
         done = pretrain(recipe, tmp_path / "run", progress=False)
     told = next(str(w.message) for w in said if "pictures skipped" in str(w.message))

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from full_ijepa import checkpoint
+from full_ijepa.__main__ import main
 from full_ijepa.distributed import World
 from full_ijepa.recipes.base import Recipe
 from tests.full.test_train import arguments, environment, final, journal_size, losses
@@ -34,12 +35,10 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, pictures):
-    """The flags of the tests' run, and where one process trained them."""
+    """The flags of the tests' run, and where one process, this one, trained them."""
     flags = [*arguments(Recipe(data=f"folder:{pictures}")), "--optimiser", "adamw"]
     out = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run(
-        [sys.executable, *MODULE, *flags, "--out", str(out)], env=environment(), check=True, capture_output=True
-    )
+    assert main([*MODULE[2:], *flags, "--out", str(out)]) == 0
     return flags, out
 
 

@@ -26,6 +26,7 @@ def room(monkeypatch):
 def parts(pictures, monkeypatch):
     """A recipe and the arguments of a subject, small enough for all protocols."""
     monkeypatch.setattr(protocols, "SCENES", {"train": 40, "test": 20})
+    monkeypatch.setattr(protocols, "DRAWS", 2)
     recipe = Recipe(data=f"folder:{pictures}", image_size=16, encoder="toy", patch=4, precision="fp32")
     return recipe, *(labelled(recipe.data, split, 16) for split in ("train", "test"))
 

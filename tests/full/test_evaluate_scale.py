@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 
@@ -45,20 +46,30 @@ with world("cpu") as here:
 """
 
 
+def run_here(line: list[str]) -> None:
+    """A script and its arguments, in this process; what it sets is put back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", line)
+        for module, name in ((pictures, "CHUNK"), (features, "KEPT"), (features, "SENT")):
+            patch.setattr(module, name, getattr(module, name))
+        runpy.run_path(line[0], run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, pictures):
-    """Runs JOB in so many processes, with so many bytes kept; gives what it found."""
+    """Runs JOB in so many processes, one of them this one, with so many bytes kept; gives what it found."""
     folder = tmp_path_factory.mktemp("job")
     (folder / "job.py").write_text(JOB)
 
     def done(processes: int, kept: int) -> list:
         out = folder / f"{processes}-{kept}.pt"
-        start = [sys.executable]
-        if processes > 1:
-            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        line = [*start, str(folder / "job.py"), f"folder:{pictures}", str(out), str(kept)]
-        ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        line = [str(folder / "job.py"), f"folder:{pictures}", str(out), str(kept)]
+        if processes == 1:
+            run_here(line)
+        else:
+            start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            ended = subprocess.run([sys.executable, *start, *line], env=environment(), capture_output=True, text=True)
+            assert ended.returncode == 0, ended.stderr[-3000:]
         return torch.load(out, weights_only=True)
 
     return done

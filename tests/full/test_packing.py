@@ -147,8 +147,9 @@ def test_the_three_ways_agree_in_expectation():
         images = torch.randn(7, 2, 48, 40, generator=torch.Generator().manual_seed(1))
         for seed in range(80):
             drawn = method.draw(7, seed=seed, sizes=seed // 2)
-            with torch.no_grad():
-                loss += methods.Step(method)(images, drawn).item() / 80
+            if seed % 2 == 0:
+                with torch.no_grad():
+                    loss += methods.Step(method)(images, drawn).item() / 40
             if isinstance(drawn, Packed):
                 index, each = drawn.context % 120, drawn.targets
             else:
@@ -172,13 +173,19 @@ def test_packed_lengths_are_few(mode, most):
     recipe = Recipe(encoder="toy", predictor_width=32, predictor_depth=1, predictor_heads=2, predictor_mode=mode)
     with torch.device("meta"):
         method = methods.build(recipe.replace(contexts="packed"))
-    drawn = [method.draw(64, seed=step, sizes=step, multiple=256) for step in range(1000)]
-    assert len({len(d.context) for d in drawn}) <= most
-    assert len({len(d.order) for d in drawn}) <= most
-    assert len({(len(d.seen.ends), len(d.asked.ends)) for d in drawn}) == 1
-    assert len({d.seen.longest for d in drawn}) <= 8
-    own = [method.draw(64, seed=step, sizes=step) for step in range(200)]
-    assert len({len(d.context) for d in own}) > 150, "without filler nearly each has its own"
+
+    def lengths(drawn: Packed) -> tuple[int, ...]:  # a thousand of what they are the lengths of would take 0.6 GB
+        ends = len(drawn.seen.ends), len(drawn.asked.ends)
+        return len(drawn.context), len(drawn.order), drawn.seen.longest, *ends
+
+    found = [lengths(method.draw(64, seed=step, sizes=step, multiple=256)) for step in range(1000)]
+    contexts, orders, longest, *ends = (len(set(column)) for column in zip(*found, strict=True))
+    assert contexts <= most
+    assert orders <= most
+    assert longest <= 8
+    assert ends == [1, 1]
+    own = {len(method.draw(64, seed=step, sizes=step).context) for step in range(200)}
+    assert len(own) > 150, "without filler nearly each has its own"
 
 
 @pytest.fixture

@@ -336,7 +336,8 @@ def test_recipes_can_be_shared_out_as_the_documentation_says(name, micro, world)
 
 
 def test_the_loss_falls(tmp_path, recipe):
-    found = losses(run(recipe.replace(epochs=8.0, drop_path=0.0, lr=3e-3), tmp_path / "run").out)
+    quiet = dict(watch_every=20, probe_epochs=0, checkpoint_epochs=9.0)
+    found = losses(run(recipe.replace(epochs=8.0, drop_path=0.0, lr=3e-3, **quiet), tmp_path / "run").out)
     assert sum(found[-5:]) < 0.6 * sum(found[:5])
 
 
@@ -477,14 +478,14 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path, recipe, monkeypatch
         taken.append((self.trainer.step, time.perf_counter() - begun))
 
     monkeypatch.setattr(Loop, "save", timed)
-    slow_disk(monkeypatch, 3.0)
+    slow_disk(monkeypatch, 2.0)
     recipe = recipe.replace(epochs=1.0, checkpoint_epochs=0.5, probe_epochs=0, drop_path=0.0)
     begun = time.perf_counter()
     monkeypatch.setattr(Loop, "compare", lambda self, row: {})  # no best, which is written as well
     run(recipe.replace(epochs=0.9), tmp_path / "run")
     assert [step for step, _ in taken] == [4, 7]
-    assert taken[0][1] < 1.5
-    assert time.perf_counter() - begun > 6.0  # both were waited for
+    assert taken[0][1] < 1.0
+    assert time.perf_counter() - begun > 4.0  # both were waited for
     assert [path.name for path in checkpoint.written(tmp_path / "run" / "checkpoints")] == [
         f"step-{n:08}.safetensors" for n in (4, 7)
     ]
@@ -495,7 +496,7 @@ def test_a_disk_slower_than_checkpoints_come_is_said(tmp_path, recipe, monkeypat
     monkeypatch.setattr(Loop, "compare", lambda self, row: {})  # no best, which is waited for as well
     run(recipe.replace(epochs=0.6, checkpoint_epochs=0.1, probe_epochs=0, keep=9), tmp_path / "run")
     assert re.search(
-        r"step 2 waited \d\.\d s for the checkpoint before .*raise checkpoint_epochs", capsys.readouterr().err
+        r"step \d waited \d\.\d s for the checkpoint before .*raise checkpoint_epochs", capsys.readouterr().err
     )
     found = [checkpoint.read(path)[1]["step"] for path in checkpoint.written(tmp_path / "run" / "checkpoints")]
     assert found == [1, 2, 3, 4]

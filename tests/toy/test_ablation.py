@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from toy_ijepa import ablation
+from toy_ijepa import ablation, probing
 from toy_ijepa.ablation import MEASURED, ONLINE, VARIANTS, build, main
 
 
@@ -32,8 +32,9 @@ def test_without_stop_gradient_both_sides_are_one_encoder():
 
 def test_writes_mean_and_spread_of_every_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "load", lambda name, split: tiny(split))
+    monkeypatch.setattr(probing, "PENALTIES", (1e-1, 1e-2))  # two to compare, where four take twice as long
     out = tmp_path / "found.json"
-    line = ["ablation", "--steps", "3", "--seed", "0", "1", "--labels", "60"]
+    line = ["ablation", "--steps", "2", "--seed", "0", "1", "--labels", "60"]
     line += ["--only", "predictor: 1 deep", "momentum: 1", "no stop-gradient"]
     monkeypatch.setattr(sys, "argv", [*line, "--out", str(out)])
     assert main() == 0
@@ -42,7 +43,7 @@ def test_writes_mean_and_spread_of_every_run(tmp_path, monkeypatch, capsys):
     row = found["variants"]["predictor: 1 deep"]
     assert len(row["runs"]) == 2
     assert row["knn"] == pytest.approx(sum(r["knn"] for r in row["runs"]) / 2, abs=6e-3)
-    assert "--steps 3" in found["command"]
+    assert "--steps 2" in found["command"]
     frozen, alone = (found["variants"][name]["runs"][0] for name in ("momentum: 1", "no stop-gradient"))
     untrained = found["variants"]["random encoder"]["runs"][0]
     assert [frozen[n] for n in MEASURED] == [untrained[n] for n in MEASURED], "a frozen target stays the random encoder"

@@ -68,6 +68,15 @@ def test_pca_keeps_distances_when_all_components_stay():
     assert few.var(0).sum() > 0.5 * full.var(0).sum()
 
 
+def test_pca_of_fewer_samples_than_features_finds_the_same_directions():
+    x = torch.randn(7, 11) * torch.arange(1, 12)
+    many = torch.cat([x, 2 * x.mean(0) - x])  # mirrored: the same mean and directions, and more samples than features
+    (few, one), (whole, other) = pca(x, x[:2], components=3), pca(many, x[:2], components=3)
+    torch.testing.assert_close(few.abs().flip(1), whole[:7].abs(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.abs().flip(1), other.abs(), rtol=1e-3, atol=1e-3)
+    assert pca(x)[0].shape == (7, 7)
+
+
 def test_too_many_neighbours():
     x, y = clusters(5, 1.0, 1)
     with pytest.raises(ValueError, match="k = 20 neighbours asked of 5"):
