@@ -120,7 +120,7 @@ def test_doctor_speaks(runs, capsys):
 def test_a_gpu_that_is_not_there_is_said(runs, command, tmp_path, capsys):
     line = [command, str(runs / "ijepa"), "--device", "cuda"]
     assert main([*line, *(["--out", str(tmp_path / "page.html")] if command == "report" else [])]) == 2
-    assert "leave out --device" in capsys.readouterr().err
+    assert "compute with --device cpu" in capsys.readouterr().err
 
 
 def test_export_opens_elsewhere(runs, tmp_path, capsys):
