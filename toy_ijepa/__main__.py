@@ -33,8 +33,8 @@ from toy_ijepa.jepa import IJEPA
 from toy_ijepa.masking import STRATEGIES, strategy
 from toy_ijepa.patches import normalise
 from toy_ijepa.recipe import METHODS, SIZES, STEPS, build, build_encoder, default_patch, lookup, save_model
-from toy_ijepa.salt import SALT, train_teacher
-from toy_ijepa.training import History, NonFiniteLossError, TrainConfig, train
+from toy_ijepa.salt import fit
+from toy_ijepa.training import History, NonFiniteLossError, TrainConfig
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
 LABELS = 20_000  # of the probes: on CIFAR-10 all 50,000 would take longer than the training
@@ -258,7 +258,7 @@ def forecast(job: Job) -> None:
         for steps in TRIAL_STEPS:
             trial = replace(job.config, steps=steps, minutes=None)
             # One look at the features in twenty steps, about as in a whole run; one a step would more than double it.
-            tried = train(model, job.data[0].images[:2000], trial, progress=False, rows=1)
+            tried = fit(model, job.data[0].images[:2000], trial, progress=False, rows=1)
             if tried.ended == "interrupted":  # the loop keeps Ctrl-C to itself, but here there is nothing to keep
                 raise KeyboardInterrupt
             rate = tried.images_per_second
@@ -312,14 +312,8 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     where = job.out if first else job.out / f"{method}-seed{seed}"
     where.mkdir(exist_ok=True)
     model = build(method, seed=seed, masks=job.args.masks, **job.dial)
-    config, before = replace(job.config, seed=seed, steps=job.steps(method)), None
     try:
-        if isinstance(model, SALT):
-            print(f"the teacher first: {METHODS['mae']}")
-            before = train_teacher(model, job.data[0].images, config)
-            config = replace(config, minutes=config.minutes and config.minutes / 2)
-        stopped = before is not None and before.ended == "interrupted"
-        history = before if stopped else train(model, job.data[0].images, config)
+        history = fit(model, job.data[0].images, replace(job.config, seed=seed, steps=job.steps(method)))
     except NonFiniteLossError as error:
         error.history.save(where / "history.csv")
         raise
@@ -334,8 +328,6 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         found = health(model.probed(normalise(spread(job.data[1].images, 1000))))
     job.diagnostics.setdefault(method, []).append(asdict(found))
     timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images, steps=history.steps)
-    if before:
-        timing |= dict(teacher_seconds=before.seconds, teacher_cpu_seconds=before.cpu_seconds)
     job.training.setdefault(method, []).append(timing | dict(loss=history.rows[-1]["loss"]))
     with stage(f"probing {method}"):
         job.probe(method, model.probed, seed)

@@ -18,6 +18,11 @@ from torch import Generator, Tensor, nn
 from toy_ijepa import drawings, plots
 
 
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Normal random numbers of this shape, the same for the same seed."""
+    return torch.randn(shape, generator=Generator().manual_seed(seed))
+
+
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function` returns, or the exception that it raises (NotImplementedError while it is still a stub)."""
     try:

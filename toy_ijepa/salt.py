@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.mae import MAE
-from toy_ijepa.training import History, TrainConfig, train
+from toy_ijepa.training import ROWS, History, TrainConfig, train
 
 
 class SALT(IJEPA):
@@ -42,11 +42,28 @@ class SALT(IJEPA):
 def train_teacher(model: SALT, images: Tensor, config: TrainConfig, progress: bool = True) -> History:
     """Train an MAE of the student's size on uint8 images (S, C, H, W) as `config` says, and make it the teacher.
 
-    A run by the clock gives it half of its minutes. Ctrl-C ends it early; the history says so.
+    Ctrl-C ends it early; the history says so.
     """
     torch.manual_seed(config.seed)
     narrow = (model.predictor.config[name] for name in ("width", "depth", "heads"))
     mae = MAE(Encoder(**model.encoder.config), *narrow)
-    history = train(mae, images, replace(config, minutes=config.minutes and config.minutes / 2), progress)
+    history = train(mae, images, config, progress)
     model.teach(mae.probed)
+    return history
+
+
+def fit(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
+    """`train` for every method: SALT's teacher first, for as many steps or half of the minutes.
+
+    The history is the student's; its seconds, of the clock and of the cores, are those of both.
+    """
+    if not isinstance(model, SALT):
+        return train(model, images, config, progress, rows)
+    config = replace(config, minutes=config.minutes and config.minutes / 2)
+    before = train_teacher(model, images, config, progress)
+    if before.ended == "interrupted":
+        return before
+    history = train(model, images, config, progress, rows)
+    history.seconds += before.seconds
+    history.cpu_seconds += before.cpu_seconds
     return history

@@ -35,7 +35,10 @@ def jitter(images: Tensor, generator: torch.Generator | None = None, strength: f
 
 
 def two_views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each image twice, cropped, mirrored and coloured by chance: what the two share is what should be learned."""
+    """Each image twice, cropped, mirrored and coloured by chance: what the two share is what should be learned.
+
+    The training loop has cropped and mirrored them once already; a view keeps 12 to 100 % of the picture in all.
+    """
     first, second = (jitter(augment(images, CROP, True, generator), generator) for _ in range(2))
     return first, second
 

@@ -20,6 +20,7 @@ def save(module: nn.Module, path: Path, about: dict) -> None:
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        # Cloned: an encoder that is its own target stands under two names, and safetensors refuses shared memory.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
         save_file(tensors, part, metadata={"about": json.dumps(about)})
         part.replace(path)

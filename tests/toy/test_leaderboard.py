@@ -82,7 +82,12 @@ def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "no file .*choose from ijepa"), ("CONFIG = {}", r"no function build\(seed\)")]
+    ("text", "words"),
+    [
+        (None, "no file .*choose from ijepa"),
+        ("CONFIG = {}", r"no function build\(seed\)"),
+        (OWN.replace("lr=", "rate="), "no use for rate"),
+    ],
 )
 def test_what_is_no_method_is_said(text, words, tmp_path, capsys):
     path = tmp_path / "mine.py"

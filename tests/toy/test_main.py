@@ -334,7 +334,7 @@ def test_a_new_folder_for_every_run(tmp_path, monkeypatch):
 
 def test_ctrl_c_during_the_forecast_ends_the_job(small, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(job, "train", lambda *_, **how: asked.append(how) or History(ended="interrupted"))
+    monkeypatch.setattr(job, "fit", lambda *_, **how: asked.append(how) or History(ended="interrupted"))
     assert run_here(*small, "--method", "ijepa", "--out", "run", cwd=tmp_path).returncode == 130
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert asked == [dict(progress=False, rows=1)], "looking at the features at each step would double the forecast"
