@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: one JupyterLab and one Chromium for all of them, a fresh page for each."""
+"""Fixtures of the browser tests: one JupyterLab, one Chromium and one page for all of them, each with its notebook."""
 
 from __future__ import annotations
 
@@ -43,17 +43,26 @@ def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.stop()
 
 
+@pytest.fixture(scope="package")
+def shared(server: LabServer, browser: Browser) -> Iterator[NotebookPage]:
+    """The page of all tests that ask for nothing particular."""
+    page = NotebookPage(server, browser)
+    yield page
+    page.close()
+
+
 @pytest.fixture
-def notebook(server: LabServer, browser: Browser) -> Iterator[Callable[..., NotebookPage]]:
+def notebook(server: LabServer, browser: Browser, shared: NotebookPage) -> Iterator[Callable[..., NotebookPage]]:
     """Opens and runs a copy of a notebook: `notebook(path)` -> NotebookPage. No test may leave console errors.
 
     through  run only up to the cell after the one that holds this text
     short    in the quick way, leave out the cells before it that it does not need; `make test` runs those elsewhere
+    Another scale or theme has a page of its own.
     """
     opened: list[NotebookPage] = []
 
     def open_copy(path: Path, through: str = "", scale: float = 1, short: bool = False, **options: str) -> NotebookPage:
-        page = NotebookPage(server, browser, scale)
+        page = NotebookPage(server, browser, scale) if options or scale != 1 else shared
         opened.append(page)
         short = short and course.quick()
         page.open(server.copy(path, through if short else ""), **options)
@@ -63,5 +72,5 @@ def notebook(server: LabServer, browser: Browser) -> Iterator[Callable[..., Note
     yield open_copy
     errors = [error for page in opened for error in page.errors]
     for page in opened:
-        page.close()
+        page.clear() if page is shared else page.close()
     assert not errors, "\n".join(errors)

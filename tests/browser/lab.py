@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 ROOT = Path(__file__).parents[2]
 TOKEN = "browser-tests"
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "60"))  # seconds to wait for anything; more on a busy machine
+POLL = 100  # milliseconds between two looks at whether the page is ready; by default one a frame, drawn for it
 SETTINGS = {
     # Every cell is in the page, also those far below the window: helpers can find and scroll to them.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -31,9 +33,10 @@ SETTINGS = {
 }
 # JupyterLab's own noise, not ours. Everything else that the console calls an error fails the test.
 NOISE: tuple[re.Pattern[str], ...] = ()
-IDLE = """() => {
+IDLE = """path => {
   const notebook = window.jupyterapp?.shell.currentWidget;
-  return notebook?.context?.isReady && notebook.sessionContext?.session?.kernel?.connectionStatus === "connected"
+  return notebook?.context?.path === path && notebook.context.isReady
+    && notebook.sessionContext?.session?.kernel?.connectionStatus === "connected"
     && notebook.sessionContext.session.kernel.status === "idle";
 }"""
 # Makes the second cell after the first code cell with a text the active one.
@@ -58,8 +61,19 @@ def wait(what: Callable[[], object], message: str, seconds: float = PATIENCE) ->
 
 
 def names(source: str) -> tuple[set[str], set[str]]:
-    """What a cell makes for others, and what it uses that may come from others."""
-    top = symtable.symtable(source, "cell", "exec")
+    """What a cell makes for others, and what it uses before it has made that itself."""
+    made: set[str] = set()
+    used: set[str] = set()
+    for statement in ast.parse(source).body:
+        makes, uses = names_of(ast.unparse(statement))
+        used |= uses - made
+        made |= makes
+    return made, used
+
+
+def names_of(statement: str) -> tuple[set[str], set[str]]:
+    """What a statement makes, and what it uses."""
+    top = symtable.symtable(statement, "cell", "exec")
     made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     used = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
     below = top.get_children()
@@ -173,10 +187,13 @@ class LabServer:
 
 
 class NotebookPage:
-    """A notebook in the browser. `errors` collects what the console calls an error, less JupyterLab's own noise."""
+    """JupyterLab in a page of its own, with one notebook at a time: to load it anew for each takes as long as a test.
+
+    `errors` collects what the console calls an error, less JupyterLab's own noise.
+    """
 
     def __init__(self, server: LabServer, browser: Browser, scale: float = 1) -> None:
-        self.server, self.errors = server, []
+        self.server, self.errors, self.notebook = server, [], ""
         self.context = browser.new_context(viewport={"width": 1500, "height": 1000}, device_scale_factor=scale)
         self.context.set_default_timeout(1000 * PATIENCE)
         self.page: Page = self.context.new_page()
@@ -188,9 +205,13 @@ class NotebookPage:
             self.errors.append(f"{message.text} ({message.location.get('url', '')})")
 
     def open(self, notebook: Path, theme: str = "JupyterLab Light") -> None:
-        """Open a notebook (path from the server's files) in a fresh workspace and wait for its kernel."""
-        workspace = f"lab/workspaces/test-{next(NUMBERS)}/tree/{notebook.as_posix()}"
-        self.page.goto(f"{self.server.url}{workspace}?token={TOKEN}&reset")
+        """Open a notebook (path from the server's files), at first in a fresh workspace, and wait for its kernel."""
+        first, self.notebook = self.page.url == "about:blank", notebook.as_posix()
+        if first:
+            workspace = f"lab/workspaces/test-{next(NUMBERS)}/tree/{self.notebook}"
+            self.page.goto(f"{self.server.url}{workspace}?token={TOKEN}&reset")
+        else:
+            self.command("docmanager:open", path=self.notebook)
         self.page.locator(".jp-Notebook").wait_for()
         if theme != "JupyterLab Light":
             self.command("apputils:change-theme", theme=theme)
@@ -201,14 +222,14 @@ class NotebookPage:
         # Playwright would wait for the promise itself, but without end.
         start = "([name, options]) => { window.done = false; window.jupyterapp.commands.execute(name, options)"
         self.page.evaluate(f"{start}.then(() => {{ window.done = true; }}); }}", [name, options])
-        self.page.wait_for_function("window.done", timeout=1000 * seconds)
+        self.page.wait_for_function("window.done", timeout=1000 * seconds, polling=POLL)
 
     def idle(self) -> None:
         """Wait until the notebook is loaded and its kernel is there and has nothing to do.
 
         TRAP: the indicator in the toolbar says idle before there is a kernel, and cells run then are lost.
         """
-        self.page.wait_for_function(IDLE)
+        self.page.wait_for_function(IDLE, arg=self.notebook, polling=POLL)
 
     def run(self, through: str = "", seconds: float = PATIENCE) -> None:
         """Run all cells, or those up to the one after the cell that holds a text; AssertionError if one fails."""
@@ -232,6 +253,12 @@ class NotebookPage:
         found = self.page.locator(".jp-CodeCell").filter(has_text=marker).first
         found.scroll_into_view_if_needed()
         return found
+
+    def clear(self) -> None:
+        """Leave no notebook in the page, without a word about changes that are not saved, no kernel, and no error."""
+        self.page.evaluate("window.jupyterapp?.shell.currentWidget?.dispose()")
+        self.server.stop_kernels()
+        self.errors.clear()
 
     def close(self) -> None:
         self.context.close()
