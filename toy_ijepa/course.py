@@ -31,7 +31,7 @@ from toy_ijepa.training import uses_bf16
 
 ASSETS = Path(__file__).parents[1] / "assets"
 QUICK_STEPS = 10  # of a training that only has to run: one mean over ten steps, which is what curves are made of
-QUICK_PICTURES = 300  # of a split: thirty of a class, enough for every probe to run
+QUICK_PICTURES = 256  # of a split: two batches of the probes that are trained, and enough for every cell to run
 
 
 @cache
@@ -47,12 +47,12 @@ def kind() -> str:
 
 
 @cache
-def source() -> str:
-    """The set that this course uses here, as `--data` takes it: `kind`, or a small part of it for tests."""
+def source(name: str | None = None) -> str:
+    """The set that this course uses here (default: `kind`), as `--data` takes it, or a small part of it for tests."""
     if not quick():
-        return kind()
+        return name or kind()
     print("IJEPA_QUICK is set: few pictures and few steps, for tests. Nothing that is printed here is worth storing.")
-    return f"folder:{small_part(kind())}"
+    return f"folder:{small_part(name or kind())}"
 
 
 def small_part(name: str) -> Path:
