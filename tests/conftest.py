@@ -11,13 +11,18 @@ import pytest
 import torch
 
 REAL_DATA = os.environ.get("IJEPA_DATA")
-# The longest files, which a whole file to a worker would otherwise leave for one of the two at the end.
+# Files of more than twenty seconds, which a whole file to a worker would otherwise leave for one of the two at the end.
 LONGEST = (
     "test_widgets.py",
     "test_distributed.py",
     "test_main.py",
     "test_train.py",
+    "test_training.py",
     "test_exercises.py",
+    "test_evaluate.py",
+    "test_step_on_gpu.py",
+    "test_data.py",
+    "test_command.py",
     "test_site.py",
 )
 
