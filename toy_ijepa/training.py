@@ -188,9 +188,11 @@ def set_schedules(optimisers: list[torch.optim.Optimizer], config: TrainConfig, 
 
 
 @torch.no_grad()
-def watch(model: Method, images: Tensor, warned: set[str]) -> dict[str, float]:
+def watch(model: Method, images: Tensor, bf16: bool, warned: set[str]) -> dict[str, float]:
     """Feature std, effective rank and share of position on uint8 images; warns of each kind of collapse once."""
-    found = health(model.probed(normalise(images)))
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        tokens = model.probed(normalise(images))
+    found = health(tokens.float())
     if not math.isfinite(found.rank):
         raise NonFiniteLossError("the features are no longer finite numbers")
     for kind, message in found.warnings().items():
@@ -203,7 +205,7 @@ def watch(model: Method, images: Tensor, warned: set[str]) -> dict[str, float]:
 def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
 
-    rows  of history, about; for each of them WATCHED images are encoded, which takes longer than a step
+    rows  of history, about; for each of them WATCHED images are encoded, which takes about as long as a step
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
     Raises NonFiniteLossError when the numbers blow up, and ValueError for fewer than two images.
     """
@@ -241,7 +243,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
             history.images += len(index)
             if not history.rows or done - history.rows[-1]["progress"] >= 1 / rows:
                 row = dict(step=history.steps, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
-                row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, warned))
+                row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, bf16, warned))
                 row["images_per_second"] = history.images / (time.perf_counter() - start)
                 history.rows.append(row)
                 losses.clear()

@@ -211,6 +211,7 @@ sys.exit(main(["pretrain", "smoke", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow  # quick: none; a process has to be killed
 def test_a_dead_worker_is_told_plainly(recipe, pictures, tmp_path):
     """In a process of its own: torch raises it from a signal handler, at any place."""
     mixed = shutil.copytree(pictures, tmp_path / "mixed")

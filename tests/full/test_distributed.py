@@ -66,9 +66,10 @@ def test_the_leader_goes_first_then_one_of_each_machine(monkeypatch, rank, local
     assert len(waited) == 2
 
 
-# Each launch imports torch in three processes or more. The quick suite keeps the first of these tests, where two
-# processes train as one; that a run goes on after a stop is there in one process (test_train.py).
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+# Each launch imports torch in three processes or more. In the quick suite chapter 9 lets two processes train as one;
+# that a run goes on after a stop is there in one process (test_train.py).
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_give_the_loss_of_one(tmp_path, alone, parallel):
     flags, single = alone
     line = [*torchrun("--standalone", "--nproc-per-node", "2"), *flags, "--out", str(tmp_path / "run")]

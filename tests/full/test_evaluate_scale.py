@@ -75,6 +75,7 @@ def job(tmp_path_factory, pictures):
     return done
 
 
+@pytest.mark.slow  # quick: the parts that the processes share, below
 def test_two_processes_that_keep_nothing_find_what_one_finds_that_keeps_all(job):
     """Features bit for bit; what is trained but for the order of sums."""
     (x, looked, rate, tuned, pace), (x2, looked2, rate2, tuned2, pace2) = job(1, 10**9), job(2, 0)

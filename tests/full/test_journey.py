@@ -75,12 +75,9 @@ KINDS = {
 }
 
 
-# The quick suite goes one way; what the other kinds have of their own is in test_pixels, test_labels and test_look.
-@pytest.mark.parametrize(
-    "made",
-    [made if made is microscopy else pytest.param(made, marks=pytest.mark.slow) for made in KINDS],
-    ids=lambda made: made.__name__,
-)
+# In the quick suite chapter 11 goes this way; what each kind has of its own is in test_pixels, test_labels, test_look.
+@pytest.mark.slow
+@pytest.mark.parametrize("made", KINDS, ids=lambda made: made.__name__)
 def test_from_a_look_to_features_elsewhere(tmp_path, capsys, made):
     sides, depth, measure, looks = KINDS[made]
     root, run = tmp_path / "pictures", tmp_path / "run"

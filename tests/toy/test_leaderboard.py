@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -48,6 +49,12 @@ def pictures(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     return f"folder:{folder}"
+
+
+@pytest.fixture(autouse=True)
+def few_plain_steps(monkeypatch):
+    """Two steps of the plain I-JEPA are timed, not thirty."""
+    monkeypatch.setattr(leaderboard, "plain_step", partial(leaderboard.plain_step, steps=2))
 
 
 def board(*args):

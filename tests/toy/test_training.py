@@ -239,13 +239,19 @@ def test_normalised_pixels_are_around_zero():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what torch brings on Linux")
-@pytest.mark.parametrize("package", ["toy_ijepa", pytest.param("full_ijepa", marks=pytest.mark.slow)])
-def test_waiting_threads_do_not_spin_for_long(package):
+@pytest.mark.parametrize(
+    ("package", "given", "told"),
+    [
+        ("toy_ijepa", {}, "10000"),
+        pytest.param("full_ijepa", {}, "10000", marks=pytest.mark.slow),  # each imports torch anew
+        pytest.param("toy_ijepa", {"GOMP_SPINCOUNT": "77"}, "77", marks=pytest.mark.slow),
+        pytest.param("toy_ijepa", {"OMP_WAIT_POLICY": "PASSIVE"}, "0", marks=pytest.mark.slow),
+    ],
+)
+def test_waiting_threads_do_not_spin_for_long(package, given, told):
     """The setting arrives where it counts: libgomp itself says what it read when torch was imported."""
     plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    cases = ({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")
-    for given, told in cases:
-        line = [sys.executable, "-c", f"import {package}, torch"]
-        env = plain | given | {"OMP_DISPLAY_ENV": "VERBOSE"}
-        said = subprocess.run(line, env=env, capture_output=True, text=True).stderr
-        assert f"GOMP_SPINCOUNT = '{told}'" in said
+    line = [sys.executable, "-c", f"import {package}, torch"]
+    env = plain | given | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    said = subprocess.run(line, env=env, capture_output=True, text=True).stderr
+    assert f"GOMP_SPINCOUNT = '{told}'" in said
