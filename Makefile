@@ -45,7 +45,7 @@ book: $(SETUP)  ## build the book for the web in site/; ARGS="-E" builds every p
 	@echo "site/ is the book. To read it: python3 -m http.server --directory site, then http://localhost:8000"
 
 test: $(SETUP)  ## every package and chapter the quick way, what to run before a commit; ARGS="-k masking" for some
-	IJEPA_QUICK=1 $(PYTEST) -m "not slow" $(ARGS)
+	IJEPA_QUICK=1 $(PYTEST) -n 3 -m "not slow" $(ARGS)  # a third one, for while they wait for kernels and browsers
 
 test-all: $(SETUP)  ## every test, and every chapter with its whole trainings (IJEPA_HURRY=1: shorter ones)
 	$(PYTEST) $(ARGS)

@@ -132,6 +132,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("method", nargs="?", help="one of the course's methods, or a file of yours")
+    p.add_argument("--size", default="tiny", choices=recipe.SIZES, help="of the course's methods (default %(default)s)")
     p.add_argument("--name", help="what the row is called (default: the method)")
     p.add_argument("--by", default="a reader", help="who made it (default %(default)s)")
     p.add_argument("--steps", type=int, help="optimiser steps (default: CONFIG's, or those of the first run)")
@@ -163,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     if args.method in recipe.METHODS:
-        build, given = partial(built, args.method), dict(steps=recipe.STEPS[args.method])
+        build, given = partial(built, args.method, args.size), dict(steps=recipe.STEPS[args.method])
     else:
         build, given = own(Path(args.method))
     if strange := set(given) - {field.name for field in fields(TrainConfig)}:
@@ -185,9 +186,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def built(method: str, seed: int) -> nn.Module:
-    """A method of the course at the toy's size for 32 px."""
-    return recipe.build(method, "tiny", 32, recipe.default_patch(32), seed)
+def built(method: str, size: str, seed: int) -> nn.Module:
+    """A method of the course for 32 px."""
+    return recipe.build(method, size, 32, recipe.default_patch(32), seed)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def test_transformers_takes_deep_arrays_as_the_card_says(tmp_path, pixels):
             write(encoder, tmp_path / where)
 
 
-@pytest.mark.parametrize("pixels", [None, Pixels(5, "uint16", (1000.0,), (200.0,))])
+@pytest.mark.parametrize(
+    "pixels", [pytest.param(None, marks=pytest.mark.slow), Pixels(5, "uint16", (1000.0,), (200.0,))]
+)
 def test_graphs_run_elsewhere(tmp_path, pixels):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

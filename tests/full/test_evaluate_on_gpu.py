@@ -35,9 +35,9 @@ def numbers(found: dict) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-# Fine-tuning takes longest; the quick suite keeps the protocols whose parts it is made of.
+# The quick suite keeps the two probes that every run asks for, and the parts of the others (below).
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "finetune" else name for name in PROTOCOLS]
+    "name", [name if name in ("knn", "linear") else pytest.param(name, marks=pytest.mark.slow) for name in PROTOCOLS]
 )
 def test_a_protocol_mixes_no_devices_and_says_what_a_cpu_says(name, parts):
     recipe, train, test = parts

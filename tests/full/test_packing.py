@@ -198,7 +198,7 @@ def counter():
         torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("contexts", ["packed", "groups"])
+@pytest.mark.parametrize("contexts", ["packed", pytest.param("groups", marks=pytest.mark.slow)])
 def test_blocks_are_compiled_a_few_times_whatever_the_lengths(images, counter, contexts):
     """One graph each for target encoder, context encoder and predictor, and at most one more for features alone."""
     method = methods.build(RECIPE.replace(contexts=contexts, drop_path=0.2, predictor_depth=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
@@ -36,7 +38,12 @@ def different() -> list[str]:
     return list({tiny(name, **quiet): name for name in reversed(RECIPES)}.values())
 
 
-@pytest.mark.parametrize("name", different())
+def some(names: Iterable[str], *quick: str) -> list:
+    """All names; the quick suite takes only a few of them."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(different(), "smoke", "cifar10_vits4"))
 def test_a_recipe_takes_its_step_there(name):
     """Data, forward, backward, clipping, optimisers and EMA; then a look at features, which may wait."""
     check(tiny(name))
@@ -55,9 +62,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("changes", some(OTHERS, "groups"))
 def test_other_choices_take_their_step_there(changes):
-    check(tiny("stl10_vitb16", **changes))
+    check(tiny("stl10_vitb16", **OTHERS[changes]))
 
 
 def check(recipe: Recipe) -> None:

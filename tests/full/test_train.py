@@ -80,7 +80,15 @@ def stop_after(monkeypatch, steps: int, number: int = signal.SIGTERM):
     monkeypatch.setattr(Trainer, "take_step", watched)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(method="mae"), dict(optimiser="muon", precision="bf16"), OTHER])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param(dict(method="mae"), marks=pytest.mark.slow),
+        pytest.param(dict(optimiser="muon", precision="bf16"), marks=pytest.mark.slow),
+        pytest.param(OTHER, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_anywhere_the_run_ends_the_same(tmp_path, recipe, monkeypatch, changes):
     recipe = recipe.replace(**changes)
     whole = run(recipe, tmp_path / "whole")

@@ -88,7 +88,7 @@ def test_target_moves_after_the_optimiser(pictures):
 
 def test_i_jepa_learns_from_the_pictures_in_seconds():
     """A seconds-long run on small shapes: nearer neighbours share the class more often than in the random encoder."""
-    train_set, test_set = generate(4000, seed=0, side=16), generate(2000, seed=1, side=16)
+    train_set, test_set = generate(3000, seed=0, side=16), generate(1500, seed=1, side=16)
     model = build("ijepa-vc", "tiny", 16, 4, seed=0)
 
     def score():
