@@ -31,7 +31,7 @@ from toy_ijepa.training import uses_bf16
 
 ASSETS = Path(__file__).parents[1] / "assets"
 QUICK_STEPS = 10  # of a training that only has to run: one mean over ten steps, which is what curves are made of
-QUICK_PICTURES = 256  # of a split: two batches of the probes that are trained, and enough for every cell to run
+QUICK_PICTURES = 200  # of a split: three batches of a training, and enough for every cell to run
 
 
 @cache

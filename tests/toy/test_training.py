@@ -96,8 +96,8 @@ def test_i_jepa_learns_from_the_pictures_in_seconds():
         return knn(x, train_set.factors["shape"], q, test_set.factors["shape"])
 
     before = score()
-    train(model, train_set.images, TrainConfig(steps=150), progress=False, rows=1)
-    assert score() > before + 2  # measured: 13.2 -> 18.8; the sampling error of 2,000 pictures is 0.8
+    train(model, train_set.images, TrainConfig(steps=120), progress=False, rows=1)
+    assert score() > before + 2  # measured: 12.5 -> 18.9; the sampling error of 1,500 pictures is 0.9
 
 
 def test_without_stop_gradient_the_features_collapse(pictures):
