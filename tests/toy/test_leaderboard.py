@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from toy_ijepa import leaderboard, shapes
+from toy_ijepa.recipe import SIZES
 
 OWN = """
 import torch
@@ -79,6 +80,11 @@ def test_a_row_with_its_command_costs_and_every_seed(method, pictures, tmp_path,
     assert f"| {'flat' if method == 'own' else method} | {entry['probes']['linear']:.1f} ± " in told
     assert told.count("seed 3:") == told.count("seed 4:") == 1
     assert board(asked, "--out", out, "--data", pictures) == 2  # nothing is overwritten
+
+
+def test_sizes_are_those_of_the_course():
+    for name, size in SIZES.items():
+        assert leaderboard.built("mae", name, seed=0).probed.config["width"] == size.width
 
 
 def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch):
