@@ -1,8 +1,9 @@
 """The paper's linear probe, so that its figures can stand beside the paper's; the choice is made on training data.
 
 Assran et al. 2023, appendix A.2: LARS at a batch of 16,384 for 50 epochs, the rate a tenth after every 15; three rates
-and two weight decays; a linear layer, or one behind a batch norm (VISSL's two heads), on the last layer or the last
-four, averaged and joined; the best of all counts. What is not the paper's:
+and two weight decays; a linear layer on the last layer or the last four, averaged and joined; the best of all counts.
+The paper takes VISSL's recipe otherwise; that this means each of them with and without a batch norm before the linear
+layer is our reading, not checked against VISSL's code. What is not the paper's:
 
 - the best is chosen on a held-out tenth of the training set, not on what is reported;
 - pictures are seen whole, once, not cropped and mirrored anew each epoch;
