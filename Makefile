@@ -15,7 +15,8 @@ $(error TORCH=$(TORCH) is not known; say TORCH=cpu, or leave it out for the ordi
 endif
 
 # Two workers for two cores, each with one thread so that they do not fight; a whole file goes to one of them, because
-# the cells of a chapter share a kernel. ARGS="-n 0" runs one test after another.
+# the cells of a chapter share a kernel. `make test` has a third, for while the others wait for kernels and browsers.
+# ARGS="-n 0" runs one test after another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Set-up depends on the dependencies alone: their text is kept in .stamp/, which is touched only when it changes.
@@ -45,7 +46,7 @@ book: $(SETUP)  ## build the book for the web in site/; ARGS="-E" builds every p
 	@echo "site/ is the book. To read it: python3 -m http.server --directory site, then http://localhost:8000"
 
 test: $(SETUP)  ## every package and chapter the quick way, what to run before a commit; ARGS="-k masking" for some
-	IJEPA_QUICK=1 $(PYTEST) -n 3 -m "not slow" $(ARGS)  # a third one, for while they wait for kernels and browsers
+	IJEPA_QUICK=1 $(PYTEST) -n 3 -m "not slow" $(ARGS)
 
 test-all: $(SETUP)  ## every test, and every chapter with its whole trainings (IJEPA_HURRY=1: shorter ones)
 	$(PYTEST) $(ARGS)

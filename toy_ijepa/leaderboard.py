@@ -132,7 +132,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("method", nargs="?", help="one of the course's methods, or a file of yours")
-    p.add_argument("--size", default="tiny", choices=recipe.SIZES, help="of the course's methods (default %(default)s)")
+    p.add_argument("--size", choices=recipe.SIZES, help="of the course's methods (default tiny)")
     p.add_argument("--name", help="what the row is called (default: the method)")
     p.add_argument("--by", default="a reader", help="who made it (default %(default)s)")
     p.add_argument("--steps", type=int, help="optimiser steps (default: CONFIG's, or those of the first run)")
@@ -164,9 +164,11 @@ def run(args: argparse.Namespace) -> int:
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     if args.method in recipe.METHODS:
-        build, given = partial(built, args.method, args.size), dict(steps=recipe.STEPS[args.method])
+        build, given = partial(built, args.method, args.size or "tiny"), dict(steps=recipe.STEPS[args.method])
     else:
         build, given = own(Path(args.method))
+        if args.size:
+            raise ValueError(f"--size is for the course's methods; the size of yours is in {args.method}")
     if strange := set(given) - {field.name for field in fields(TrainConfig)}:
         raise ValueError(f"CONFIG has no use for {', '.join(sorted(strange))}: its names are those of TrainConfig")
     config = TrainConfig(**{**given, **({"steps": args.steps} if args.steps else {})})

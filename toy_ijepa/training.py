@@ -205,7 +205,7 @@ def watch(model: Method, images: Tensor, bf16: bool, warned: set[str]) -> dict[s
 def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
 
-    rows  of history, about; for each of them WATCHED images are encoded, which takes about as long as a step
+    rows  of history, about; for each of them WATCHED images are encoded, in the step's precision: about a step's time
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
     Raises NonFiniteLossError when the numbers blow up, and ValueError for fewer than two images.
     """

@@ -207,7 +207,7 @@ def trained(tmp_path_factory, pictures):
     return pretrain(recipe, tmp_path_factory.mktemp("trained") / "run", progress=False).out
 
 
-@pytest.mark.slow  # quick: chapter 10
+@pytest.mark.slow  # quick: chapters 10 and 12
 def test_every_protocol_on_a_run(trained, monkeypatch):
     monkeypatch.setattr(protocols, "SCENES", {"train": 60, "test": 40})
     found = evaluate(trained, package.PROTOCOLS)

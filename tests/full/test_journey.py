@@ -75,7 +75,8 @@ KINDS = {
 }
 
 
-# In the quick suite chapter 11 goes this way; what each kind has of its own is in test_pixels, test_labels, test_look.
+# In the quick suite chapter 11 goes this way but for the look; that and what each kind has of its own is in test_look,
+# test_pixels and test_labels.
 @pytest.mark.slow
 @pytest.mark.parametrize("made", KINDS, ids=lambda made: made.__name__)
 def test_from_a_look_to_features_elsewhere(tmp_path, capsys, made):

@@ -87,6 +87,12 @@ def test_sizes_are_those_of_the_course():
         assert leaderboard.built("mae", name, seed=0).probed.config["width"] == size.width
 
 
+def test_a_size_is_not_for_a_method_of_ones_own(tmp_path, capsys):
+    (tmp_path / "flat.py").write_text(OWN)
+    assert board(tmp_path / "flat.py", "--size", "small", "--out", tmp_path / "row.json") == 2
+    assert "--size is for the course's methods" in capsys.readouterr().err
+
+
 def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(leaderboard, "BUDGET", 0.001)
     assert board("mae", "--steps", 2, "--seed", 0, "--data", pictures, "--out", tmp_path / "row.json") == 2

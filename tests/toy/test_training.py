@@ -233,6 +233,17 @@ def test_watching_does_not_change_the_training(pictures):
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_features_are_watched_in_the_precision_of_the_step(pictures, precision, dtype):
+    model, seen = quick(), set()
+    for part in (model.encoder, model.target):
+        first = next(module for module in part.blocks.modules() if isinstance(module, torch.nn.Linear))
+        first.register_forward_hook(lambda _module, _given, found: seen.add(found.dtype))
+    history = train(model, pictures, config(steps=2, precision=precision), progress=False)
+    assert seen == {dtype}
+    assert all(row["rank"] > 1 for row in history.rows)
+
+
 def test_normalised_pixels_are_around_zero():
     grey = torch.tensor([0, 128, 255], dtype=torch.uint8)
     torch.testing.assert_close(normalise(grey), torch.tensor([-2.0, 0.00784, 2.0]), atol=1e-4, rtol=0)
