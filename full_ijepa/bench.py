@@ -49,7 +49,14 @@ from toy_ijepa.recipe import Size
 
 VITB16 = toy.Setup(4, 224, 16, Size(*SIZES["b"], predictor_width=384, predictor_depth=6, predictor_heads=12))
 SMALL = 64  # px: beyond, pictures are larger than what the encoder sees, and cropped by workers
-STEPS = ("ours fp32", "ours bf16", "ours bf16, joint predictor", "lightly fp32", "lightly bf16")
+STEPS = (
+    "ours fp32",
+    "ours bf16",
+    "ours fp32, joint predictor",
+    "ours bf16, joint predictor",
+    "lightly fp32",
+    "lightly bf16",
+)
 
 
 def step(rounds: int) -> dict:

@@ -34,7 +34,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(96, 4, 3, 64, 2, 2),  #   0.5 M parameters: what a laptop trains in minutes
-    "small": Size(192, 6, 6, 96, 4, 3),  # 2.7 M: the size that `make bench` times
+    "small": Size(192, 6, 6, 96, 4, 3),  # 2.7 M: for longer runs
 }
 
 METHODS = {
