@@ -284,7 +284,7 @@ def available(names: list[str]) -> list[str]:
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m toy_ijepa.bench", description=__doc__.splitlines()[0])
-    p.add_argument("--size", choices=SETUPS, default="tiny", help="of the networks (default %(default)s, what `make toy` trains)")
+    p.add_argument("--size", choices=SETUPS, default="tiny", help="of the networks (default %(default)s: the toy)")
     p.add_argument("--rounds", type=int, default=12, help="steps of each candidate (default %(default)s)")
     p.add_argument("--out", type=Path, help="write the figures as JSON")
     p.add_argument("--memory-of", choices=CANDIDATES, help=argparse.SUPPRESS)
