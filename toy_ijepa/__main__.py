@@ -98,11 +98,16 @@ def fresh_folder(out: Path | None, data: str) -> Path:
 def all_scores(
     train_x: dict[str, Tensor], test_x: dict[str, Tensor], data: tuple[ImageSet, ImageSet], seed: int
 ) -> dict:
-    """Both probes on each named set of features: {"knn": ..., "linear": ..., "knn_last4": ..., ...}."""
+    """Both probes on each named set of features, and the linear one on few labels.
+
+    {"knn": ..., "linear": ..., "linear_10each": ..., "linear_1pct": ..., "knn_last4": ..., ...}
+    """
     found = {}
     for name in train_x:
-        scores = probing.probe(train_x[name], data[0].labels, test_x[name], data[1].labels, seed)
+        features = (train_x[name], data[0].labels, test_x[name], data[1].labels, seed)
+        scores = probing.probe(*features)
         found |= {f"knn{name}": scores.knn, f"linear{name}": scores.linear}
+        found |= {f"linear{name}_{few}": score for few, score in probing.few_labels(*features).items()}
     return found
 
 

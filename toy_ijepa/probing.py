@@ -124,6 +124,29 @@ def linear_probe(
     return accuracy(weight, (test - mean) / std, test_labels), best[1]
 
 
+def few_labels(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, seed: int = 0, draws: int = 3
+) -> dict[str, float]:
+    """Accuracy (%) of logistic regression on few labels: {"10each": on ten of each class, "1pct": on 1 % of them}.
+
+    The mean over `draws` choices of the labelled pictures. Features (S, F) are standardised over *all* training
+    pictures, which takes no labels; the penalty is the strongest candidate, since nothing is left to choose it on.
+    1 % is left out where it would be fewer pictures than classes.
+    """
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    classes, hundredth = int(train_labels.max()) + 1, len(train) // 100
+    scores: dict[str, list[float]] = {"10each": []} | ({"1pct": []} if hundredth >= classes else {})
+    for draw in range(draws):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draws * seed + draw))
+        each = torch.cat([order[train_labels[order] == c][:10] for c in range(classes)])
+        chosen = {"10each": each, "1pct": order[:hundredth]}
+        for name, found in scores.items():
+            some = chosen[name]
+            weight = fit_linear((train[some] - mean) / std, train_labels[some], classes, PENALTIES[0])
+            found.append(accuracy(weight, (test - mean) / std, test_labels))
+    return {name: sum(found) / draws for name, found in scores.items()}
+
+
 def recovered(x: Tensor, y: Tensor, x_new: Tensor, y_new: Tensor, ridge: float = 1e-2) -> float:
     """Share (%) of the variance of y (S, c) that a ridge regression from x (S, F) explains on new samples."""
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)

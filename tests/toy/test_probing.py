@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.patches import normalise
-from toy_ijepa.probing import features, fit_linear, knn, linear_probe, pca, probe, recovered
+from toy_ijepa.probing import features, few_labels, fit_linear, knn, linear_probe, pca, probe, recovered
 
 
 def clusters(count, spread, seed, classes=3, width=5):
@@ -48,6 +50,24 @@ def test_separated_clusters_are_easy_and_noise_is_chance():
 def test_the_penalty_is_chosen_without_the_test_labels():
     (x, y), (q, truth) = clusters(200, 3.0, 1), clusters(100, 3.0, 2)
     assert linear_probe(x, y, q, truth)[1] == linear_probe(x, y, q, (truth + 1) % 3)[1]
+
+
+def test_few_labels_are_few_and_what_is_rare_is_still_learned():
+    """The classes not chosen could not be told: ten of each are enough where the classes lie apart."""
+    easy, more = clusters(2000, 0.2, 1), clusters(400, 0.2, 2)
+    assert few_labels(*easy, *more) == {"10each": 100.0, "1pct": 100.0}
+    assert few_labels(easy[0][:299], easy[1][:299], *more).keys() == {"10each"}
+    (x, y), test = clusters(2000, 4.0, 1), clusters(400, 4.0, 2)
+    found = few_labels(x, y, *test)
+    assert found != few_labels(x, y, *test, seed=1)
+    assert max(found.values()) < linear_probe(x, y, *test)[0]
+    asked = []
+    with patch(
+        "toy_ijepa.probing.fit_linear", side_effect=lambda x, y, *rest: asked.append(y) or fit_linear(x, y, *rest)
+    ):
+        few_labels(x, y, *test, draws=1)
+    assert asked[0].bincount().tolist() == [10, 10, 10]
+    assert len(asked[1]) == 20
 
 
 def test_features_are_pooled_tokens_in_order(rng):
