@@ -153,11 +153,16 @@ def neighbours(
     return torch.cat(said)
 
 
-def knn_score(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor) -> float:
-    """kNN by the first number of its task, in %: accuracy of classes, mean AUROC of tags, R2 of numbers."""
-    count = int(y.max()) + 1 if task_of(y) == "classes" else y.shape[1]
-    scores = neighbours(x, y, queries, count)
-    if task_of(y) == "classes":
+def headline(scores: Tensor, truth: Tensor) -> float:
+    """The first number that `judged` shows, alone, in %: accuracy of classes, mean AUROC of tags, R2 of numbers."""
+    if task_of(truth) == "classes":
         return 100 * (scores.argmax(1) == truth).double().mean().item()
-    found = judged(scores, truth, tuple(map(str, range(count))))[SHOWN[task_of(y)][0]]
+    names = tuple(map(str, range(truth.shape[1])))
+    found = judged(scores, truth, names)[SHOWN[task_of(truth)][0]]
     return float("nan") if found is None else found
+
+
+def knn_score(x: Tensor, y: Tensor, queries: Tensor, truth: Tensor) -> float:
+    """kNN by the first number of its task, in %."""
+    count = int(y.max()) + 1 if task_of(y) == "classes" else y.shape[1]
+    return headline(neighbours(x, y, queries, count), truth)

@@ -185,7 +185,7 @@ def lowshot(s: Subject) -> dict[str, Any]:
             if len(few) < 2:
                 break
             verdict = fitted(s, x[few], s.train.labels[few], x_test, None, few=True)
-            scores.append(metrics.judged(verdict.scores, s.test.labels, s.test.classes)[name])
+            scores.append(metrics.headline(verdict.scores, s.test.labels))
         if scores:
             found[label] = {name: mean(scores), "spread": stdev(scores), "labels": len(few)}
     if not found:

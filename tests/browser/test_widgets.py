@@ -229,6 +229,7 @@ def test_predictions_stand_beside_the_answers(notebook, tmp_path):
     assert "1. 64: 8 x 8" in page.cell("mine.reveal").inner_text()
 
 
+@pytest.mark.slow  # quick: none for dense screens and dark themes; this one wants a page of its own
 def test_canvas_is_sharp_on_dense_screens_and_readable_in_the_dark(notebook, tmp_path):
     page = notebook(made(tmp_path, ALONE), scale=2, theme="JupyterLab Dark")
     shown = Shown(page, "AttentionExplorer(")

@@ -156,6 +156,7 @@ def test_help_names_every_flag(capsys):
         assert f"--{name.replace('_', '-')}" in said, name
 
 
+@pytest.mark.slow  # quick: the parts, tests/full/test_labels.py and test_metrics.py, and the patients of chapter 11
 def test_tags_of_patients_from_pretrain_to_report(tmp_path, capsys):
     """A table in one place: the probe of the run, the evaluation and the page speak of the same tags."""
     root = tmp_path / "scans"

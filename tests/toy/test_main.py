@@ -123,6 +123,7 @@ def judged(out, done, methods):
     return told
 
 
+@pytest.mark.slow  # quick: test_leaderboard's rows of MAE and SALT, test_targets' steps of every method
 def test_every_other_method_goes_the_same_way(small, tmp_path):
     done = run_here(*small, "--method", *OTHERS, "--no-pixels", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

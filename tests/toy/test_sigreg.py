@@ -69,7 +69,7 @@ def test_features_that_follow_it_spread_out():
         x = (start + 0.01 * torch.randn(128, 4, generator=g)).requires_grad_()
         optimiser = torch.optim.Adam([x], lr=0.05)
         before = sigreg(x, g).item()
-        for _ in range(400):
+        for _ in range(200):
             optimiser.zero_grad()
             sigreg(x, g).backward()
             optimiser.step()

@@ -96,10 +96,11 @@ def test_i_jepa_learns_from_the_pictures_in_seconds():
         return knn(x, train_set.factors["shape"], q, test_set.factors["shape"])
 
     before = score()
-    train(model, train_set.images, TrainConfig(steps=120), progress=False, rows=1)
-    assert score() > before + 2  # measured: 12.5 -> 18.9; the sampling error of 1,500 pictures is 0.9
+    train(model, train_set.images, TrainConfig(steps=80), progress=False, rows=1)
+    assert score() > before + 2  # measured: 12.5 -> 16.7; the sampling error of 1,500 pictures is 0.9
 
 
+@pytest.mark.slow  # quick: chapter 5 trains without it too
 def test_without_stop_gradient_the_features_collapse(pictures):
     """Right: many directions stay. Without stop-gradient the loss falls further and the features say nothing."""
 
