@@ -11,6 +11,7 @@ from PIL import Image
 
 from toy_ijepa import leaderboard, shapes
 from toy_ijepa.recipe import SIZES
+from toy_ijepa.verdict import RESULTS
 
 OWN = """
 import torch
@@ -91,6 +92,18 @@ def test_a_size_is_not_for_a_method_of_ones_own(tmp_path, capsys):
     (tmp_path / "flat.py").write_text(OWN)
     assert board(tmp_path / "flat.py", "--size", "small", "--out", tmp_path / "row.json") == 2
     assert "--size is for the course's methods" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.parent.glob("leaderboard/*.py")), ids=lambda path: path.stem)
+def test_our_files_build_what_their_rows_say(path):
+    """The encoder's size and the settings of a row are those of the file that its command names."""
+    build, given = leaderboard.own(path)
+    encoder = build(seed=0).probed
+    entries = [entry for entry in leaderboard.stored() if path.name in entry["command"]]
+    assert entries
+    for entry in entries:
+        assert sum(p.numel() for p in encoder.parameters()) == entry["parameters"]
+        assert given.items() <= entry["settings"].items()
 
 
 def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch):
