@@ -269,19 +269,23 @@ def main() -> int:
     p.add_argument("--recipe", choices=RECIPES, default="stl10_vitb16", help="for train and gpu (default %(default)s)")
     p.add_argument("--large", choices=RECIPES, default="imagenet_vith14", help="for gpu: whose memory is asked for")
     p.add_argument("--minutes", type=float, default=8.0, help="for gpu: questions that do not fit are named")
-    p.add_argument("--micro-batch", type=int, help="for train and gpu: images held at a time, and its batch")
+    p.add_argument(
+        "--micro-batch", type=int, help="for train and gpu: images held at a time, and its batch (gpu: 64, and 256)"
+    )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for train and gpu")
     p.add_argument("--side", type=int, default=SMALL, help="for read: px that the encoder sees (default %(default)s)")
     p.add_argument("--count", type=int, default=20_000, help="for read: files (default %(default)s)")
     p.add_argument("--workers", type=int, default=2, help="for read: processes (default %(default)s)")
     p.add_argument("--rounds", type=int, default=8, help="turns of each candidate (default %(default)s)")
-    p.add_argument("--out", type=Path, help="write the figures as JSON")
+    p.add_argument("--out", type=Path, help="write the figures as JSON (gpu: bench-gpu.json)")
     p.add_argument("--memory-of", choices=toy.CANDIDATES, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.memory_of:
         toy.memory_of(args.memory_of, VITB16)
         return 0
     command = shlex.join(["python", "-m", "full_ijepa.bench", *sys.argv[1:]])
+    if args.what == "gpu":
+        args.micro_batch, args.out = args.micro_batch or 64, args.out or Path("bench-gpu.json")
 
     def keep(found: dict) -> None:
         if args.out:

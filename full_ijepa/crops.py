@@ -72,6 +72,5 @@ def cut(pictures: list[Tensor], recipe: Recipe, seed: int) -> Tensor:
         F.interpolate(picture[None, :, y:y2, x:x2], recipe.sides, mode="bilinear", antialias=True)
         for picture, (y, x, y2, x2) in zip(pictures, corners, strict=True)
     ]
-    images = torch.cat(found)  #                                                          (B, C, H, W)
-    images[crops.mirror] = images[crops.mirror].flip(3)
-    return images
+    mirror = crops.mirror.tolist()  # known to the host: a device is never asked
+    return torch.cat([image.flip(3) if turned else image for image, turned in zip(found, mirror, strict=True)])

@@ -104,6 +104,8 @@ def name_of(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     unused = ", Apple's GPU unused" if torch.backends.mps.is_available() else ""
+    if torch.version.cuda is None and gpu_here():
+        unused = ", an NVIDIA GPU unused: this torch is built without CUDA"
     return f"CPU, {torch.get_num_threads()} threads{unused}"
 
 

@@ -86,8 +86,10 @@ class Pixels:
             raise ValueError(f"pictures have {images.shape[1]} channels, {self.channels} are expected")
         if self == PHOTOGRAPHS:
             return normalise(images)
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (self.mean, self.std))
-        return (images.float() - mean) / std
+        x = images.float()
+        # TRAP: numbers that are copied to a GPU make the host wait for it; numbers that it fills in itself do not.
+        mean, std = (torch.cat([x.new_full((1, 1, 1), n) for n in v]) for v in (self.mean, self.std))  # (C or 1, 1, 1)
+        return (x - mean) / std
 
     def scaled(self, images: Tensor) -> Tensor:
         """Pictures (B, C, H, W) on the scale of photographs, 0 ... 255 and beyond: what the toy's functions expect."""
@@ -102,7 +104,8 @@ class Pixels:
 
     def rgb(self, values: Tensor, axis: int) -> Tensor:
         """Three of the channels that lie along an axis."""
-        return values.index_select(axis, torch.tensor([0, min(1, self.channels - 1), min(2, self.channels - 1)]))
+        three = [0, min(1, self.channels - 1), min(2, self.channels - 1)]
+        return values.index_select(axis, torch.tensor(three, device=values.device))
 
     def read(self, path: Picture) -> np.ndarray:
         """One picture as (C, H, W) of this depth.

@@ -14,7 +14,7 @@ from full_ijepa.__main__ import main
 from full_ijepa.distributed import World, world
 from full_ijepa.journal import read_lines, read_machines
 from full_ijepa.loop import Loop
-from full_ijepa.machine import OwnTime, form_of, gpu_here, peak, pick
+from full_ijepa.machine import OwnTime, form_of, gpu_here, name_of, peak, pick
 from full_ijepa.recipes import RECIPES
 from full_ijepa.train import Trainer, pretrain
 
@@ -45,6 +45,9 @@ def test_a_gpu_that_cannot_be_used_stops_the_run(system):
 def test_torch_without_cuda_is_a_choice(system):
     system(present=True, build=None)
     assert pick() == "cpu"
+    assert name_of(torch.device("cpu")).endswith("an NVIDIA GPU unused: this torch is built without CUDA")
+    system(present=False, build=None)
+    assert "unused" not in name_of(torch.device("cpu"))
 
 
 def test_torchrun_never_trains_on_a_cpu_unasked(system, monkeypatch):

@@ -59,17 +59,21 @@ OTHERS = {
     "single block in groups": dict(masks="single_block", contexts="groups"),
     "small context": dict(masks="small_context"),
     "random": dict(masks="random"),
+    "five channels": dict(
+        channels=5, depth="uint16", mean=(900.0, 1.0, 2.0, 3.0, 4.0), std=(300.0, 2.0, 2.0, 2.0, 2.0)
+    ),
 }
 
 
-@pytest.mark.parametrize("changes", some(OTHERS, "groups"))
+@pytest.mark.parametrize("changes", some(OTHERS, "groups", "five channels"))
 def test_other_choices_take_their_step_there(changes):
     check(tiny("stl10_vitb16", **OTHERS[changes]))
 
 
 def check(recipe: Recipe) -> None:
     with gpu() as seen:
-        pictures = torch.randint(0, 256, (24, 3, *recipe.sides), dtype=torch.uint8, generator=torch.manual_seed(0))
+        kind, shape = getattr(torch, recipe.pixels.depth), (24, recipe.pixels.channels, *recipe.sides)
+        pictures = torch.randint(0, 256, shape, generator=torch.manual_seed(0)).to(kind)
         there, here = (
             train.Trainer(recipe, World(0, 1, device), Resident(pictures, device))
             for device in (CUDA, torch.device("cpu"))

@@ -106,6 +106,16 @@ def test_our_files_build_what_their_rows_say(path):
         assert given.items() <= entry["settings"].items()
 
 
+def test_what_build_does_counts(pictures, tmp_path):
+    """Else a file could train before its training."""
+    busy = "    end = time.process_time() + 1\n    while time.process_time() < end:\n        pass\n"
+    (tmp_path / "busy.py").write_text("import time\n" + OWN.replace("def build(seed):\n", "def build(seed):\n" + busy))
+    out = tmp_path / "row.json"
+    assert board(tmp_path / "busy.py", "--seed", 0, "--data", pictures, "--out", out) == 0
+    (run,) = json.loads(out.read_text())["training"]
+    assert run["cpu_seconds"] >= 1
+
+
 def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(leaderboard, "BUDGET", 0.001)
     assert board("mae", "--steps", 2, "--seed", 0, "--data", pictures, "--out", tmp_path / "row.json") == 2

@@ -10,6 +10,7 @@ from toy_ijepa.predictor import Predictor
 from toy_ijepa.recipe import METHODS, build
 from toy_ijepa.salt import SALT
 from toy_ijepa.targets import NORMS, DeepIJEPA, block_outputs
+from toy_ijepa.training import TrainConfig, make_optimisers, set_schedules
 
 GRID = (4, 6)
 IMAGES = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -115,9 +116,15 @@ def test_a_teacher_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_trainable_tensor_of_every_method_moves(method):
-    """A predictor or a mask token that no gradient reaches trains nothing, and no curve shows it."""
+    """A predictor or a mask token that no gradient or no optimiser reaches trains nothing, and no curve shows it."""
     model = build(method, "tiny", 32, 4, seed=0)
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimisers = make_optimisers(model, TrainConfig(steps=2))
+    set_schedules(optimisers, TrainConfig(steps=2), 0.5)
     model.step_loss(images, torch.Generator().manual_seed(0)).backward()
-    still = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert not still
+    for optimiser in optimisers:
+        optimiser.step()
+    assert not [name for name, p in trained.items() if p.grad is None or not p.grad.any()]  # decay moves these as well
+    assert not [name for name, p in trained.items() if torch.equal(p, before[name])]
