@@ -81,12 +81,12 @@ def test_two_processes_give_the_loss_of_one(tmp_path, alone, parallel):
 
 @pytest.mark.slow
 def test_packed_contexts_give_the_loss_of_one(tmp_path, alone):
-    flags = [*alone[0], "--contexts", "packed"]
+    flags = [*alone[0], "--contexts", "packed", "--micro-batch", "2"]
     one = [sys.executable, *MODULE, *flags, "--out", str(tmp_path / "one")]
     subprocess.run(one, env=environment(), check=True, capture_output=True)
-    for parallel in ("ddp", "fsdp"):
+    for parallel, count in (("ddp", "4"), ("fsdp", "2")):
         out = tmp_path / parallel
-        line = [*torchrun("--standalone", "--nproc-per-node", "2"), *flags, "--parallel", parallel, "--out", str(out)]
+        line = [*torchrun("--standalone", "--nproc-per-node", count), *flags, "--parallel", parallel, "--out", str(out)]
         done = subprocess.run(line, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         close(out, tmp_path / "one")
