@@ -37,7 +37,8 @@ CROPS = 64  # crops on which predicting each place's mean is tried
 
 def set_schedules(optimisers: list[torch.optim.Optimizer], recipe: Recipe, progress: float) -> tuple[float, float]:
     """Set learning rate and weight decay for this step; returns both."""
-    lr = warmup_cosine(progress, recipe.lr, recipe.warmup_epochs / recipe.epochs, end=recipe.final_lr)
+    warmup = recipe.warmup_epochs / recipe.epochs
+    lr = warmup_cosine(progress, recipe.lr, warmup, recipe.start_lr, recipe.final_lr)
     decay = cosine(progress, *recipe.weight_decay)
     ends = decay if recipe.ends_decay < 0 else recipe.ends_decay
     for group in (g for optimiser in optimisers for g in optimiser.param_groups):

@@ -113,6 +113,8 @@ class Recipe:
     optimiser: Literal["adamw", "muon"] = "adamw"
     # peak rate; the released configs use 1e-3 at batch 2048, small batches want less or a long warm-up
     lr: float = 1e-3
+    # rate of the first step, from which warm-up rises; the released configs have 2e-4
+    start_lr: float = 0.0
     # rate at the end; the released configs' value
     final_lr: float = 1e-6
     # passes over the data before the peak
@@ -204,6 +206,8 @@ class Recipe:
                 f"final_lr {self.final_lr:g} is not between 0 and lr {self.lr:g}: the rate would rise to the end of "
                 "the run. Lower final_lr; the released configs end at a thousandth of the peak"
             )
+        if not 0 <= self.start_lr <= self.lr:
+            raise ValueError(f"start_lr {self.start_lr:g} is not between 0 and lr {self.lr:g}, to which warm-up rises")
         tops = dict(crop_scale=1.0, crop_aspect=math.inf, target_scale=1.0, target_aspect=math.inf, context_scale=1.0)
         for name, top in tops.items():
             low, high = getattr(self, name) or (1.0, 1.0)  # None: the mask strategy's own

@@ -312,10 +312,20 @@ def test_what_is_far_off_is_refused_before_anything_is_written(tmp_path, recipe,
         run(recipe.replace(lr=0.05), tmp_path / "run")
     with pytest.raises(ValueError, match=r"final_lr 0.01 is not between 0 and lr 0.001"):
         recipe.replace(final_lr=0.01)
+    with pytest.raises(ValueError, match=r"start_lr 0.01 is not between 0 and lr 0.001"):
+        recipe.replace(start_lr=0.01)
     assert not (tmp_path / "run").exists()
     short = recipe.replace(lr=0.05, allow_high_rate=True, epochs=0.2, warmup_epochs=0.0)
     assert run(short, tmp_path / "run").ended == "done"
     assert "warning: lr 0.05 is 60.0 times the 0.0008" in capsys.readouterr().err
+
+
+def test_the_rate_rises_from_where_the_released_configs_start():
+    """Warm-up of 40 of 300 epochs from 2e-4 to 1e-3, then down to 1e-6; nothing is cut."""
+    recipe = RECIPES["imagenet_vith14"]
+    rate = [train.set_schedules([], recipe, epoch / 300)[0] for epoch in (0, 20, 40, 300)]
+    assert rate == pytest.approx([2e-4, 6e-4, 1e-3, 1e-6])
+    assert recipe.clip == 0
 
 
 def test_what_does_not_go_together_is_named_before_the_first_step(tmp_path, recipe, capsys):
