@@ -169,6 +169,7 @@ def test_paint_targets(open_explorer):
     assert "nothing is hidden" in shown.error.inner_text()
 
 
+@pytest.mark.slow  # quick: its model and controls in Python, tests/toy/test_widgets.py, and the other explorers here
 def test_search_explorer(open_explorer):
     shown = open_explorer("search")
     shown.changes(lambda: shown.press("picture", "ArrowRight"), "Asked by picture 4")

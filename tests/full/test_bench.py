@@ -53,6 +53,7 @@ def test_pictures_to_read_are_about_as_large_as_photographs(tmp_path):
     assert 90_000 < min(sizes) <= max(sizes) < 115_000
 
 
+@pytest.mark.slow  # quick: one question by itself, test_the_step_of_a_recipe_is_timed, and how failures are named
 def test_one_gpu_is_asked_everything_within_minutes(tmp_path, monkeypatch, capsys):
     """Here on a CPU: what only a GPU can say is named, what does not fit the minutes too, nothing else is left out."""
     monkeypatch.setattr(gpu, "FIRST", 1)
