@@ -11,7 +11,7 @@ import pytest
 import torch
 
 REAL_DATA = os.environ.get("IJEPA_DATA")
-# Files of more than twenty seconds, which a whole file to a worker would otherwise leave for one of the two at the end.
+# Files of more than twenty seconds, which a whole file to a worker would otherwise leave for one of them at the end.
 LONGEST = (
     "test_widgets.py",
     "test_distributed.py",
@@ -34,7 +34,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, then chapters, then what is left: both workers of `make test` end at about the same time."""
+    """Long files first, then chapters, then what is left: the workers of `make test` end at about the same time."""
     items.sort(key=lambda item: 0 if item.path.name in LONGEST else 1 if item.path.suffix == ".ipynb" else 2)
 
 

@@ -75,6 +75,7 @@ def test_a_row_with_its_command_costs_and_every_seed(method, pictures, tmp_path,
     entry = json.loads(out.read_text())
     assert [run["steps"] for run in entry["training"]] == [2, 2]
     assert len(entry["probes"]["runs"]) == 2
+    assert {"linear_10each", "linear_last4_10each"} <= entry["probes"].keys()
     assert entry["settings"]["batch"] == (8 if method == "own" else 64)
     assert "--seed 3 4" in entry["command"]
     told = capsys.readouterr().out
