@@ -18,6 +18,7 @@ from full_ijepa.look import Look
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.recipes.folder_vits16 import RECIPE
 from full_ijepa.vit import SIZES
+from toy_ijepa.trouble import FED
 
 TOKENS = 196  # most tokens of a picture: 224 x 224 px in patches of 16
 PATCHES = ((4, 64), (8, 144), (16, math.inf))  # patch side for pictures below so many px, root of their area
@@ -137,9 +138,9 @@ def size_for(count: int, patch: int) -> tuple[str, str]:
     order = list(SIZES)
     encoder = order[min(order.index(fed or "toy"), order.index(LARGEST))]
     millions = balance.parameters_of(encoder, patch) / 1e6
-    ratio = f"{millions:.1f} M parameters, where up to {balance.FED:,} a picture are known to learn"
+    ratio = f"{millions:.1f} M parameters, where up to {FED:,} a picture are known to learn"
     if fed is None:
-        least = math.ceil(balance.parameters_of("toy", patch) / balance.FED)
+        least = math.ceil(balance.parameters_of("toy", patch) / FED)
         return encoder, (
             f"encoder {encoder}, the smallest: {ratio}, and {count:,} pictures are fewer than the {least:,} that it "
             "wants. Get more (labels are not needed), or take released weights instead"
@@ -148,7 +149,7 @@ def size_for(count: int, patch: int) -> tuple[str, str]:
     if larger:
         return encoder, f"encoder {encoder}: {ratio}; {', '.join(larger)} would be fed too, and ask for several GPUs"
     after = order[order.index(encoder) + 1 : order.index(encoder) + 2]
-    wants = [f"; {n} wants {math.ceil(balance.parameters_of(n, patch) / balance.FED):,} pictures" for n in after]
+    wants = [f"; {n} wants {math.ceil(balance.parameters_of(n, patch) / FED):,} pictures" for n in after]
     return encoder, f"encoder {encoder}: {ratio}, and here are {count:,}{''.join(wants)}"
 
 

@@ -4,7 +4,7 @@ One rule each, so that whoever speaks of it gives the same numbers. They are rul
 and only a rate that is far off is refused.
 """
 
-# Shape legend:  B images  C channels  H,W pixels  P patch side (pixels)  D width
+# Shape legend:  P patch side (pixels)  D width
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ import math
 import os
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import SIZES
+from toy_ijepa.trouble import FED, starving
 
 REFERENCE = 1e-3, 2048, 1280  # AdamW's peak rate, batch and width of the released ViT-H/14 configs
 NAMED, REFUSED = 3.0, 10.0  # times that rate, scaled to the run
 LEFT = 0.1  # share of the target's random start that may be left at the end
 FORGETS = 50  # times that the target forgets, at its first momentum, in a run that is long enough
-FED = 2500  # parameters of an encoder a picture: ViT-S on Imagenette's 9,469 (2,300) is the sparsest known to learn
 LOOKS = 4  # probes of a run below which the best of them says little
-FLAT = 0.05  # std within a picture, where 1 is that of photographs: three grey levels
-COPY = 0.97  # correlation of two outlines (8 x 8 grey squares) of copies; none of 256 CIFAR-10 pictures reaches it
-ALIKE = 0.5  # share of flat pictures, or of pictures with a copy, that is named
 LARGE = ("b", "l", "h")  # encoders that a CPU needs months for
 
 
@@ -103,16 +98,12 @@ def odd(recipe: Recipe, pictures: int) -> list[str]:
             f"momentum {recipe.momentum[0]:g} to {recipe.momentum[1]:g} leaves {left:.0%} of the target's random start "
             f"after {steps} steps: {advice}"
         )
-    count = parameters_of(recipe.encoder, recipe.patch)
-    if count > FED * pictures:
+    if hungry := starving(parameters_of(recipe.encoder, recipe.patch), pictures):
         fed = fed_by(pictures, recipe.patch)
         advice = (
             f"take --encoder {fed}" if fed else f"{-(-parameters_of('toy', recipe.patch) // FED)} feed the smallest"
         )
-        found.append(
-            f"{count / 1e6:.1f} M parameters of ViT-{recipe.encoder.upper()} on {pictures} pictures: "
-            f"{count // pictures} a picture, where up to {FED} are known to learn; {advice}, or get more pictures"
-        )
+        found.append(f"ViT-{recipe.encoder.upper()} of {hungry}; {advice}, or get more pictures")
     looks = recipe.epochs / recipe.probe_epochs if recipe.probe_epochs else LOOKS
     if looks < LOOKS:
         found.append(
@@ -137,29 +128,6 @@ def missing_gpu(recipe: Recipe, pictures: int, device: torch.device) -> str:
         f"no GPU: this recipe is made for one ({', '.join(reasons)}) and will take about "
         f"{cost.span(count / (cost.SHARE * rate))} on this CPU; the recipe smoke is a CPU's"
     )
-
-
-def likeness(images: Tensor) -> tuple[float, float]:
-    """Shares of flat pictures, and of pictures that have a near copy among the others, of images (B, C, H, W), float.
-
-    Copies are told by grey outlines of 8 x 8 squares, in which grain averages out and photographs differ.
-    """
-    flat = images.flatten(2).std(2).mean(1) < FLAT  #             (B,)  True: nothing to see
-    outlines = F.adaptive_avg_pool2d(images[~flat].mean(1, keepdim=True), 8).flatten(1)  # (B, 64)
-    if len(outlines) < 2:
-        return flat.float().mean().item(), 0.0
-    outlines = F.normalize(outlines - outlines.mean(1, keepdim=True), dim=1)
-    nearest = (outlines @ outlines.T).fill_diagonal_(-1).amax(1)
-    return flat.float().mean().item(), (nearest > COPY).sum().item() / len(images)
-
-
-def alike(flat: float, copies: float, pictures: str = "pictures") -> str:
-    """ "" or what is wrong with the pictures themselves."""
-    if flat > ALIKE:
-        return f"{flat:.0%} of the {pictures} looked at are flat: nothing in them can be predicted"
-    if copies > ALIKE:
-        return f"{copies:.0%} of the {pictures} looked at have a near copy among the others: there is little to learn"
-    return ""
 
 
 def workers_advice(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from statistics import median, mode
 
 import torch
 
-from full_ijepa import balance, machine
+from full_ijepa import machine
 from full_ijepa.balance import LEFT, momentum_for, rate_for, width_of, workers_advice
 from full_ijepa.checkpoint import Best, CheckpointError
 from full_ijepa.data import probe_set
@@ -27,14 +27,13 @@ from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
 from toy_ijepa.probing import features
+from toy_ijepa.trouble import STILL, alike, best_before, no_better, still
 
 PLAIN = 0.8  # share of position above which features mostly say where a patch is
 GAIN = 1.0  # points of kNN above a random encoder, below which nothing was learned
 IDLE = 0.01  # share of the peak rate below which nothing moves; a cosine is there for a sixteenth of its length
 STARVED = 0.25  # share of the time that steps may wait for pictures
 LATE = 1.2  # times the mean that a process may take for its own work
-EXPLAINED = 0.02  # share of the mean predictor's loss that has to be explained away
-STILL = 1e-4  # relative spread of a loss below which it does not move; the luck of masks alone makes hundredths
 BEST = "evaluate, export and report take it with --checkpoint best"
 
 
@@ -84,7 +83,7 @@ def rank(c: Chart) -> Iterator[Finding]:
             f"effective rank {last:.1f}, below {LOW_RANK:g} (a random encoder has about 3)",
             because_of_pictures(c) or "raise the momentum, lower lr, or add regulariser 0.1 0.005",
         )
-    elif len(ranks) > 4 and ranks[-1] < 0.5 * max(ranks):
+    elif best_before(ranks) is not None:
         step = next(row["step"] for row in c.rows if row.get("rank") == max(ranks))
         yield Finding(
             "falling rank",
@@ -110,11 +109,12 @@ def falling(c: Chart) -> Iterator[Finding]:
 
 def constant(c: Chart) -> Iterator[Finding]:
     """The loss does not move at all: nothing is trained, or there is nothing left to learn."""
-    late = c.column("loss")[len(c.rows) // 2 :]
-    if len(late) > 4 and max(late) - min(late) <= STILL * abs(max(late)):
+    losses = c.column("loss")
+    if still(losses):
         yield Finding(
             "constant loss",
-            f"{late[-1]:.6f} in each of the last {len(late)} rows of history, to {STILL:.0e} of it",
+            f"{losses[-1]:.6f} in each of the last {len(losses) - len(losses) // 2} rows of history, to within "
+            f"{STILL:.0e} of it",
             "see whether pictures differ and whether the rate is above 0; a loss always moves with its masks",
         )
 
@@ -123,13 +123,12 @@ def mean_predictor(c: Chart) -> Iterator[Finding]:
     """The loss is that of answering with each place's mean, whatever the picture shows."""
     rows = [row for row in c.rows if "mean_loss" in row and row["epoch"] > 2 * c.recipe.warmup_epochs]
     late = rows[-max(len(c.column("mean_loss")) // 4, 1) :]
-    if len(late) < 5 or any(c.recipe.regulariser):  # whose terms are in the loss
-        return
-    loss, mean = (median(row[name] for row in late) for name in ("loss", "mean_loss"))
-    if loss > (1 - EXPLAINED) * mean:
+    losses, means = ([row[name] for row in late] for name in ("loss", "mean_loss"))
+    if no_better(losses, means) and not any(c.recipe.regulariser):  # whose terms are in the loss
         yield Finding(
             "no better than the mean",
-            f"loss {loss:.4f} over the last {len(late)} rows; answering with the mean of each place has {mean:.4f}",
+            f"loss {median(losses):.4f} over the last {len(late)} rows; answering with the mean of each place has "
+            f"{median(means):.4f}",
             because_of_pictures(c) or "a longer run; a higher lr if it is below the rule's; a deeper predictor",
         )
 
@@ -254,7 +253,7 @@ def nothing(c: Chart) -> Iterator[Finding]:
 
 def sameness(c: Chart) -> Iterator[Finding]:
     """Pictures without anything in them, or one picture many times."""
-    if seen := alike(c):
+    if seen := pictures_alike(c):
         yield Finding(
             "pictures too much alike",
             seen,
@@ -262,10 +261,10 @@ def sameness(c: Chart) -> Iterator[Finding]:
         )
 
 
-def alike(c: Chart) -> str:
+def pictures_alike(c: Chart) -> str:
     """What the run found in its pictures before its first step; "" for histories that do not say."""
     first = c.rows[0]
-    return balance.alike(first["flat"], first["copies"]) if "flat" in first else ""
+    return alike(first["flat"], first["copies"]) if "flat" in first else ""
 
 
 def best_of(rows: list[dict[str, float]]) -> Best | None:
@@ -279,7 +278,7 @@ def best_of(rows: list[dict[str, float]]) -> Best | None:
 
 def because_of_pictures(c: Chart) -> str:
     """Advice where the pictures are the cause; "" where they are not."""
-    seen = alike(c)
+    seen = pictures_alike(c)
     return f"other pictures ({seen}); a longer run does not help" if seen else ""
 
 

@@ -23,6 +23,7 @@ from full_ijepa.journal import Journal
 from full_ijepa.labels import task_of
 from full_ijepa.metrics import knn_score
 from full_ijepa.saving import Saver
+from toy_ijepa import trouble
 from toy_ijepa.diagnostics import LOW_STD
 from toy_ijepa.probing import features
 from toy_ijepa.training import NonFiniteLossError
@@ -135,7 +136,7 @@ class Loop:
     def forewarn(self) -> None:
         """What does not go together, before the first step."""
         t = self.trainer
-        found = [balance.alike(*t.likeness), *balance.odd(t.recipe, len(t.data))]
+        found = [trouble.alike(*t.likeness), *balance.odd(t.recipe, len(t.data))]
         for told in filter(None, [*found, balance.missing_gpu(t.recipe, len(t.data), t.world.device)]):
             self.say(f"warning: {told}")
 

@@ -10,7 +10,6 @@ an optimiser step. Both are the toy's with the choices of a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,17 +27,9 @@ from toy_ijepa.encoder import gather_tokens
 from toy_ijepa.masking import random
 from toy_ijepa.patches import patchify
 from toy_ijepa.recipe import lookup
+from toy_ijepa.trouble import loss_of_mean
 
 PIXEL_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss}
-
-
-def loss_of_mean(truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """The loss of predicting the mean over images of each place, for what has to be predicted (B, N, F).
-
-    The mean is taken from these B images (two at least): the residuals are widened by what that makes them too small.
-    """
-    residual = (truth - truth.mean(0)).float() * (len(truth) / (len(truth) - 1)) ** 0.5
-    return loss(residual, torch.zeros_like(residual)).item()
 
 
 class IJEPA(jepa.IJEPA):

@@ -46,7 +46,7 @@ def held(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """Rows of a history in which features stay as last seen, since not every row looks at them."""
     found, known = [], {}
     for row in rows:
-        known |= {name: row[name] for name in ("std", "rank") if name in row}
+        known |= {name: row[name] for name in ("mean_loss", "std", "rank") if name in row}
         found.append(known | row)
     return found
 
@@ -65,13 +65,7 @@ def curves(histories: dict[str, list[dict[str, float]]]) -> Figure:
         )
         for name, rows in histories.items()
     }
-    figure = plots.training_curves(done)
-    for name, rows in histories.items():  # what a predictor reaches that knows places and no picture
-        told = [(row["step"] / rows[-1]["step"], row["mean_loss"]) for row in rows if "mean_loss" in row]
-        if told:
-            figure.axes[0].plot(*zip(*told, strict=True), color="0.6", linewidth=1, label=f"{name}: mean of each place")
-    figure.axes[0].set_title("loss (grey: predicting the mean of each place)", fontsize=9)
-    return figure
+    return plots.training_curves(done)
 
 
 def confusion(matrix: list[list[int]], classes: Sequence[str]) -> Figure:

@@ -23,6 +23,7 @@ from full_ijepa.machine import OwnTime
 from full_ijepa.masking import Drawn, beside
 from full_ijepa.order import Micro
 from full_ijepa.recipes.base import Recipe
+from toy_ijepa import trouble
 from toy_ijepa.diagnostics import Health, health
 from toy_ijepa.schedules import cosine, warmup_cosine
 from toy_ijepa.training import make_optimisers, uses_bf16
@@ -96,7 +97,7 @@ class Trainer:
         whole = recipe.replace(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
         looked = some_pictures(self.data, whole, LOOKED)
         # Shares of flat pictures and of copies; a small set is looked at once, not in rounds.
-        self.likeness = balance.likeness(looked[: len(self.data)])
+        self.likeness = trouble.likeness(looked[: len(self.data)])
         self.watched, self.crops = looked[:WATCHED].clone(), some_pictures(self.data, recipe, CROPS)
         self.watch_every = recipe.watch_every or min(max(self.steps // 50, 1), SELDOM)
         self.step, self.seconds, self.waited = 0, 0.0, 0.0

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toy_ijepa import imagination, plots, probing, weights
+from toy_ijepa import imagination, plots, probing, trouble, weights
 from toy_ijepa.data import EMBEDDED, ImageSet, load, photographs
 from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
@@ -38,6 +38,7 @@ from toy_ijepa.training import History, NonFiniteLossError, TrainConfig
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
 LABELS = 20_000  # of the probes: on CIFAR-10 all 50,000 would take longer than the training
+LOOKED = 256  # training pictures that are looked at for flat ones and copies
 TRIAL_STEPS = 5, 20  # of a throw-away model, to warm up and to measure: how long will the run take on this machine?
 
 
@@ -276,6 +277,14 @@ def forecast(job: Job) -> None:
     )
 
 
+def forewarnings(job: Job) -> list[str]:
+    """What is known before the first step: pictures with nothing to learn in them, or too few for the encoder."""
+    train_set = job.data[0]
+    parameters = sum(p.numel() for p in build_encoder(seed=0, **job.dial).parameters())
+    found = trouble.alike(*trouble.likeness(normalise(spread(train_set.images, LOOKED))))
+    return [told for told in (found, trouble.starving(parameters, len(train_set))) if told]
+
+
 def fitting(args: argparse.Namespace, side: int) -> dict[str, Any]:
     """The dial for pictures of `side` px, tried with one loss of each method.
 
@@ -323,6 +332,8 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         error.history.save(where / "history.csv")
         raise
     history.save(where / "history.csv")
+    for told in trouble.told(history.rows):
+        print(f"warning: {method}, seed {seed}: {told}")
     about = dict(method=method, data=job.args.data, seed=seed, images=history.images, ended=history.ended)
     weights.save_encoder(model.probed, where / "encoder.safetensors", about)
     save_model(model, where / "model.safetensors", method, job.dial, about)
@@ -348,6 +359,8 @@ def run(args: argparse.Namespace) -> int:
     train_set, test_set = job.data
     side = job.dial["image_size"]
     print(f"{args.data}: {len(train_set)} training, {len(test_set)} test pictures of {side} px; writing to {job.out}")
+    for told in forewarnings(job):
+        print(f"warning: {told}")
     forecast(job)
     for seed in args.seed:
         for method in args.method:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from toy_ijepa.encoder import Encoder
 from toy_ijepa.masking import Masks, strategy
 from toy_ijepa.predictor import Predictor
 from toy_ijepa.schedules import momentum_at
+from toy_ijepa.trouble import loss_of_mean
 
 LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss}
 
@@ -118,6 +120,18 @@ class IJEPA(nn.Module):
         predictions = self.predictor(context, masks.context, masks.targets)
         loss = LOSSES[self.loss](predictions.float(), targets.float())
         return Output(loss, predictions, targets, context)
+
+    def mean_loss(self, images: Tensor) -> float:
+        """The loss of a predictor that knows places and no picture: it answers with each place's mean feature.
+
+        What a loss has to be below to mean anything, on images (B, C, H, W), two at least. nan with a regulariser,
+        whose terms stand in the loss.
+        """
+        if any(self.regulariser):
+            return math.nan
+        places = self.encoder.grid[0] * self.encoder.grid[1]
+        everywhere = torch.arange(places, device=images.device).expand(len(images), 1, -1)  # (B, 1, N)
+        return loss_of_mean(self.targets(images, everywhere)[:, 0], LOSSES[self.loss])
 
     def step_loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss on a batch under freshly drawn masks: what the training loop calls."""

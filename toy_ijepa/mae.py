@@ -13,6 +13,7 @@ from toy_ijepa.encoder import Encoder, init_weights
 from toy_ijepa.masking import random
 from toy_ijepa.patches import patchify
 from toy_ijepa.predictor import Predictor
+from toy_ijepa.trouble import loss_of_mean
 
 
 class MAE(nn.Module):
@@ -47,6 +48,11 @@ class MAE(nn.Module):
         pixels = patchify(images, self.encoder.patch)  #                 (B, N, C*P*P)
         pixels = pixels.gather(1, hidden[..., None].expand(-1, -1, pixels.shape[-1]))
         return predictions, F.layer_norm(pixels.float(), pixels.shape[-1:])
+
+    def mean_loss(self, images: Tensor) -> float:
+        """The loss of a decoder that knows places and no picture: it answers with each place's mean patch."""
+        pixels = patchify(images, self.encoder.patch).float()  #         (B, N, C*P*P)
+        return loss_of_mean(F.layer_norm(pixels, pixels.shape[-1:]), F.mse_loss)
 
     def step_loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mean squared error on a batch under freshly drawn masks: what the training loop calls."""

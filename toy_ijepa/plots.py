@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ CONTEXT = (0.0, 0.62, 0.45)
 TARGETS = [(0.84, 0.37, 0.0), (0.0, 0.45, 0.7), (0.94, 0.89, 0.26), (0.8, 0.47, 0.65)]
 UNUSED = (0.6, 0.6, 0.6)
 CURVES = [
-    ("loss", "loss"),
+    ("loss", "loss (grey: predicting the mean of each place)"),
     ("lr", "learning rate"),
     ("weight_decay", "weight decay"),
     ("momentum", "EMA momentum"),
@@ -77,9 +78,16 @@ def masks(images: Tensor, drawn: Masks, grid: tuple[int, int]) -> Figure:
 
 
 def training_curves(histories: dict[str, History]) -> Figure:
-    """Loss, learning rate, weight decay, momentum, feature std and rank against the share of the run done."""
+    """Loss, learning rate, weight decay, momentum, feature std and rank against the share of the run done.
+
+    Grey, beside each loss: what a predictor would lose that knows places and no picture, where that is known.
+    """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    for ax, (name, label) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+    axes = figure.subplots(2, 3)
+    for history in histories.values():
+        means = [row.get("mean_loss", math.nan) for row in history.rows]
+        axes[0, 0].plot(history.column("progress"), means, color="0.6", linewidth=1)
+    for ax, (name, label) in zip(axes.flat, CURVES, strict=True):
         for (run, history), style in zip(histories.items(), ["-", "--", ":", "-."] * len(histories), strict=False):
             ax.plot(history.column("progress"), history.column(name), style, label=run)
         ax.set_title(label, fontsize=9)

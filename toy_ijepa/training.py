@@ -25,6 +25,7 @@ from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import cosine, warmup_cosine
 
 WATCHED = 256  # training images whose features are watched for collapse
+MEANT = 64  # of them, about: what predicting the mean would lose is taken from these, for it costs another pass
 ROWS = 50  # rows of history of a run: enough for a curve, cheap enough not to be felt
 
 
@@ -189,9 +190,14 @@ def set_schedules(optimisers: list[torch.optim.Optimizer], config: TrainConfig, 
 
 @torch.no_grad()
 def watch(model: Method, images: Tensor, bf16: bool, warned: set[str]) -> dict[str, float]:
-    """Feature std, effective rank and share of position on uint8 images; warns of each kind of collapse once."""
+    """Feature std, effective rank and share of position on uint8 images; warns of each kind of collapse once.
+
+    And `mean_loss`, the loss of a predictor that knows no picture, on some of them; nan for methods without one.
+    """
+    known = getattr(model, "mean_loss", None)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         tokens = model.probed(normalise(images))
+        mean_loss = known(normalise(images[:: max(len(images) // MEANT, 1)])) if known else math.nan
     found = health(tokens.float())
     if not math.isfinite(found.rank):
         raise NonFiniteLossError("the features are no longer finite numbers")
@@ -199,7 +205,7 @@ def watch(model: Method, images: Tensor, bf16: bool, warned: set[str]) -> dict[s
         if kind not in warned:
             warned.add(kind)
             warnings.warn(message, stacklevel=3)
-    return dict(std=found.std, rank=found.rank, position=found.position)
+    return dict(mean_loss=mean_loss, std=found.std, rank=found.rank, position=found.position)
 
 
 def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
@@ -247,7 +253,9 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
                 row["images_per_second"] = history.images / (time.perf_counter() - start)
                 history.rows.append(row)
                 losses.clear()
-                bar.set_postfix_str("loss {loss:.4f}, {images_per_second:.0f} images/s, rank {rank:.1f}".format(**row))
+                beside = "" if math.isnan(row["mean_loss"]) else f" (the mean's {row['mean_loss']:.4f})"
+                pace = "{images_per_second:.0f} images/s, rank {rank:.1f}".format(**row)
+                bar.set_postfix_str(f"loss {row['loss']:.4f}{beside}, {pace}")
             bar.update(100 * done - bar.n)
         bar.update(100 - bar.n)
     except KeyboardInterrupt:

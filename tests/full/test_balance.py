@@ -12,8 +12,6 @@ import torch
 from full_ijepa import balance, methods
 from full_ijepa.cost import COUNTS
 from full_ijepa.recipes import RECIPES
-from toy_ijepa import data, shapes
-from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import momentum_at
 
 PICTURES = COUNTS | {"folder:imagenet22k": 14_197_122}  # as image-net.org counted them in 2011
@@ -86,30 +84,6 @@ def test_probes_too_far_apart_are_named():
         "probe_epochs 0.5 looks 2 times in 1 epochs: too seldom to tell the best checkpoint from the last; "
         "give --probe-epochs 0.1"
     ]
-
-
-def test_flat_pictures_and_copies_are_told_from_pictures():
-    g = torch.Generator().manual_seed(0)
-    drawn = normalise(shapes.generate(100, seed=3).images)
-    flat, copies = balance.likeness(drawn)
-    assert flat == 0.0
-    assert copies < 0.2
-    grain = 0.25 * torch.randn(60, 3, 32, 32, generator=g)
-    assert balance.likeness(drawn[:1] + grain) == (0.0, 1.0)
-    assert balance.likeness(torch.cat([drawn[:30], drawn[:1].expand(10, -1, -1, -1)])) == (
-        0.0,
-        pytest.approx(11 / 40, abs=0.1),
-    )
-    empty = torch.linspace(-2, 2, 60)[:, None, None, None] + 0.02 * torch.randn(60, 3, 32, 32, generator=g)
-    assert balance.likeness(empty) == (1.0, 0.0)
-    assert balance.likeness(empty[:1]) == (1.0, 0.0)
-
-
-def test_photographs_are_not_called_copies(real_data):
-    images = normalise(data.load("cifar10", "test").images[:256])
-    flat, copies = balance.likeness(images)
-    assert flat < 0.02
-    assert copies < 0.1
 
 
 def test_a_recipe_for_gpus_is_named_on_a_cpu_only():

@@ -142,7 +142,7 @@ def test_figures_weights_and_history_are_there(finished):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
     with (out / "history.csv").open() as file:
-        assert {"loss", "lr", "momentum", "rank", "images_per_second"} <= set(next(csv.DictReader(file)))
+        assert {"loss", "mean_loss", "lr", "momentum", "rank", "images_per_second"} <= set(next(csv.DictReader(file)))
     encoder = load_encoder(out / "encoder.safetensors")
     assert encoder.config["width"] == SIZES["tiny"].width
     assert load_encoder(out / "mae-seed1" / "encoder.safetensors").grid == (4, 4)
@@ -257,6 +257,9 @@ def test_pictures_without_classes_train_and_are_not_probed(tmp_path):
         "--data", f"folder:{tmp_path / 'p'}", "--steps", 2, "--method", "ijepa", "--out", "run", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+    before, _ = done.stdout.split("minutes of training")
+    assert "warning: 100% of the pictures looked at are flat" in before
+    assert re.search(r"warning: 0\.5 M parameters on \d+ pictures: \d+ a picture, where up to 2500 are", before)
     assert "nothing to probe" in done.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["probes"] == {}
 

@@ -1,0 +1,107 @@
+"""What a run should say of itself: before it, whether there is anything to learn; after it, what its rows tell.
+
+One rule each, for the toy's runs and for the doctor of full scale alike.
+"""
+
+# Shape legend:  B images  C channels  H,W pixels  N places  F numbers of what is predicted
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLAT = 0.05  # std within a picture, where 1 is that of photographs: three grey levels
+COPY = 0.97  # correlation of two outlines (8 x 8 grey squares) of copies; none of 256 CIFAR-10 pictures reaches it
+ALIKE = 0.5  # share of flat pictures, or of pictures with a copy, that is named
+FED = 2500  # parameters of an encoder a picture: ViT-S on Imagenette's 9,469 (2,300) is the sparsest known to learn
+STILL = 1e-4  # relative spread of a loss below which it does not move; the luck of masks alone makes hundredths
+EXPLAINED = 0.02  # share of the mean predictor's loss that has to be explained away
+
+
+def likeness(images: Tensor) -> tuple[float, float]:
+    """Shares of flat pictures, and of pictures that have a near copy among the others, of images (B, C, H, W), float.
+
+    Copies are told by grey outlines of 8 x 8 squares, in which grain averages out and photographs differ.
+    """
+    flat = images.flatten(2).std(2).mean(1) < FLAT  #             (B,)  True: nothing to see
+    outlines = F.adaptive_avg_pool2d(images[~flat].mean(1, keepdim=True), 8).flatten(1)  # (B, 64)
+    if len(outlines) < 2:
+        return flat.float().mean().item(), 0.0
+    outlines = F.normalize(outlines - outlines.mean(1, keepdim=True), dim=1)
+    nearest = (outlines @ outlines.T).fill_diagonal_(-1).amax(1)
+    return flat.float().mean().item(), (nearest > COPY).sum().item() / len(images)
+
+
+def alike(flat: float, copies: float, pictures: str = "pictures") -> str:
+    """ "" or what is wrong with the pictures themselves."""
+    if flat > ALIKE:
+        return f"{flat:.0%} of the {pictures} looked at are flat: nothing in them can be predicted"
+    if copies > ALIKE:
+        return f"{copies:.0%} of the {pictures} looked at have a near copy among the others: there is little to learn"
+    return ""
+
+
+def starving(parameters: int, pictures: int) -> str:
+    """ "" or that an encoder has more parameters than so many pictures are known to feed."""
+    if parameters <= FED * pictures:
+        return ""
+    return (
+        f"{parameters / 1e6:.1f} M parameters on {pictures} pictures: {parameters // pictures} a picture, where up to "
+        f"{FED} are known to learn"
+    )
+
+
+def loss_of_mean(truth: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """The loss of predicting the mean over images of each place, for what has to be predicted (B, N, F).
+
+    The mean is taken from these B images (two at least): the residuals are widened by what that makes them too small.
+    """
+    residual = (truth - truth.mean(0)).float() * (len(truth) / (len(truth) - 1)) ** 0.5
+    return loss(residual, torch.zeros_like(residual)).item()
+
+
+def still(losses: Sequence[float]) -> bool:
+    """Whether a loss does not move at all in the second half of its rows (five at least)."""
+    late = losses[len(losses) // 2 :]
+    return len(late) > 4 and max(late) - min(late) <= STILL * abs(max(late))
+
+
+def no_better(losses: Sequence[float], means: Sequence[float]) -> bool:
+    """Whether the losses of late rows (five at least) are those of answering with each place's mean."""
+    return len(losses) > 4 and median(losses) > (1 - EXPLAINED) * median(means)  #  False for nan: no mean is known
+
+
+def best_before(values: Sequence[float]) -> int | None:
+    """Where values that should rise were best, if the last is less than half of that; None if it is not."""
+    if len(values) < 5 or values[-1] >= 0.5 * max(values):
+        return None
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def told(rows: Sequence[dict[str, float]]) -> list[str]:
+    """What is wrong with a run of the toy by its rows of history, as sentences; [] if nothing is."""
+    if not rows:
+        return []
+    losses, means, ranks = ([row[name] for row in rows] for name in ("loss", "mean_loss", "rank"))
+    found = []
+    if still(losses):
+        found.append(
+            f"constant loss: {losses[-1]:.6f} in all of the second half; see whether pictures differ and whether the "
+            "rate is above 0, for a loss always moves with its masks"
+        )
+    late = max(len(rows) // 4, 1)
+    if no_better(losses[-late:], means[-late:]):
+        found.append(
+            f"no better than the mean: loss {losses[-1]:.4f}, where answering with the mean of each place has "
+            f"{means[-1]:.4f}; a longer run, or a higher rate"
+        )
+    if (best := best_before(ranks)) is not None:
+        found.append(
+            f"falling since step {rows[best]['step']:.0f}: effective rank {ranks[best]:.1f} there, {ranks[-1]:.1f} at "
+            "the end; a shorter run, a lower rate, or the regulariser (ijepa-vc)"
+        )
+    return found
