@@ -1,6 +1,7 @@
 """Ten minutes, two cores: a row of the leaderboard, for a method of the course or for yours.
 
 python -m toy_ijepa.leaderboard ijepa --steps 6000
+python -m toy_ijepa.leaderboard my_method.py --held-out --seed 0
 python -m toy_ijepa.leaderboard my_method.py --name "my method" --by "my name"
 
 Your file has a function `build(seed)` that returns the model (a `toy_ijepa.training.Method`) for 32 px pictures, and,
@@ -45,13 +46,22 @@ from, and how settings were chosen, it takes on trust.
 1. **Data**: CIFAR-10's training pictures, 32 px, and nothing else. No labels, no weights from elsewhere.
 2. **Cost**: at most {BUDGET:,} CPU seconds a training, all threads together; what trains a teacher counts, and what
    `build` does. Processors differ, so the table also says how long one step of the plain I-JEPA took there.
-3. **Settings** are chosen on a part of the training pictures. The test pictures are looked at once, at the end.
+3. **Settings** are chosen on a part of the training pictures (`--held-out`). The test pictures are looked at once,
+   at the end.
 4. **Judged** frozen, average-pooled features of one encoder, fitted on all 50,000 labels and tested on the 10,000
-   test pictures: logistic regression on the last layer and on the last four, and 20 nearest neighbours.
+   test pictures: logistic regression on the last layer and on the last four, and 20 nearest neighbours. Beside them,
+   logistic regression on the last layer with few labels: 1 % of them, and ten a class.
 5. **Three seeds** (0, 1, 2): the mean and the spread (sample standard deviation).
 
 """
-COLUMNS = {"linear": "linear", "linear_last4": "last 4 layers", "knn": "kNN"}
+COLUMNS = {
+    "linear": "linear",
+    "linear_last4": "last 4 layers",
+    "knn": "kNN",
+    "linear_1pct": "1 % of labels",
+    "linear_10each": "10 a class",
+}
+HELD = 10  # one in so many training pictures is held out, where settings are chosen
 
 
 def own(path: Path) -> tuple[Any, dict]:
@@ -94,6 +104,13 @@ def plain_step(data: tuple[ImageSet, ImageSet], steps: int = 30) -> float:
     return 1000 * history.cpu_seconds / history.steps
 
 
+def held_out(pictures: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Training pictures in two, always the same: nine in ten to learn from, one in ten to choose settings by."""
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+    some, rest = order[: len(order) // HELD], order[len(order) // HELD :]
+    return tuple(ImageSet(pictures.images[i], pictures.labels[i], pictures.classes) for i in (rest, some))
+
+
 def machine() -> dict:
     """What the times depend on."""
     bf16 = uses_bf16(torch.device("cpu"))
@@ -103,7 +120,7 @@ def machine() -> dict:
 def line(entry: dict) -> str:
     """One entry as a row of the table."""
     probes = entry["probes"]
-    cells = [f"{probes[c]:.1f} ± {probes['spread'][c] or 0:.1f}" for c in COLUMNS]
+    cells = [f"{probes[c]:.1f} ± {probes['spread'][c] or 0:.1f}" if c in probes else "-" for c in COLUMNS]
     cost = mean(run["cpu_seconds"] for run in entry["training"])
     kind = {True: "bf16", False: "fp32", None: "precision not recorded"}[entry["machine"]["bf16"]]
     threads = entry["machine"]["threads"]
@@ -140,6 +157,7 @@ def main() -> int:
     p.add_argument("--by", default="a reader", help="who made it (default %(default)s)")
     p.add_argument("--steps", type=int, help="optimiser steps (default: CONFIG's, or those of the first run)")
     p.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2, which the rules ask for")
+    p.add_argument("--held-out", action="store_true", help="choose settings: judge on held-out training pictures")
     p.add_argument("--data", default="cifar10", help="the rules ask for %(default)s; others to try things out")
     p.add_argument("--out", type=Path, help="JSON to write (default: leaderboard-NAME.json here)")
     p.add_argument("--table", action="store_true", help="write LEADERBOARD.md from the entries kept with the course")
@@ -163,7 +181,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     """Train, judge, write the JSON and print the row; returns the exit code."""
     name = args.name or Path(args.method).stem
-    out = args.out or Path(f"leaderboard-{name.replace(' ', '-')}.json")
+    out = args.out or Path(f"{'held-out' if args.held_out else 'leaderboard'}-{name.replace(' ', '-')}.json")
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")
     if args.method in recipe.METHODS:
@@ -175,12 +193,12 @@ def run(args: argparse.Namespace) -> int:
     if strange := set(given) - {field.name for field in fields(TrainConfig)}:
         raise ValueError(f"CONFIG has no use for {', '.join(sorted(strange))}: its names are those of TrainConfig")
     config = TrainConfig(**{**given, **({"steps": args.steps} if args.steps else {})})
-    data = load(args.data, "train"), load(args.data, "test")
+    data = held_out(load(args.data, "train")) if args.held_out else (load(args.data, "train"), load(args.data, "test"))
     entry = dict(
         name=name,
         by=args.by,
         command=shlex.join(["python", "-m", "toy_ijepa.leaderboard", *sys.argv[1:]]),
-        data=args.data,
+        data=f"{args.data}, training pictures held out" if args.held_out else args.data,
         plain_step_ms=round(plain_step(data), 1),
         machine=machine(),
         settings={k: v for k, v in asdict(config).items() if k != "seed"},

@@ -84,6 +84,21 @@ def test_a_row_with_its_command_costs_and_every_seed(method, pictures, tmp_path,
     assert board(asked, "--out", out, "--data", pictures) == 2  # nothing is overwritten
 
 
+def test_settings_are_chosen_without_the_test_pictures(pictures, tmp_path, capsys, monkeypatch):
+    opened, judged = [], []
+    load, probe = leaderboard.load, leaderboard.probe_encoder
+    monkeypatch.setattr(leaderboard, "load", lambda name, split: opened.append(split) or load(name, split))
+    monkeypatch.setattr(leaderboard, "probe_encoder", lambda e, d, seed: judged.append(d) or probe(e, d, seed))
+    monkeypatch.chdir(tmp_path)
+    assert board("mae", "--steps", 1, "--seed", 0, "--data", pictures, "--held-out") == 0
+    assert opened == ["train"]
+    learned, held = ({image.numpy().tobytes() for image in part.images} for part in judged[0])
+    assert (len(learned), len(held), len(learned & held)) == (54, 6, 0)
+    entry = json.loads((tmp_path / "held-out-mae.json").read_text())
+    assert entry["data"].endswith("held out")
+    assert not list(tmp_path.glob("leaderboard-*")), "no row of the table"
+
+
 def test_sizes_are_those_of_the_course():
     for name, size in SIZES.items():
         assert leaderboard.built("mae", name, seed=0).probed.config["width"] == size.width
