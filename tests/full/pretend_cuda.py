@@ -110,6 +110,13 @@ def run(func, args: tuple, kwargs: dict):
         SEEN.wait("size of a boolean index asked for")
     if to_gpu and name not in VIEWS:
         SEEN.kernels[name] += 1
+    if kwargs.pop("pin_memory", None):
+        return pin_memory(func(*args, **kwargs))
+    if name == "copy_" and ours and not isinstance(args[0], OnGPU):  # from the device into memory
+        if getattr(others[0], "pinned", False) and not (args[2:] or [kwargs.get("non_blocking")])[0]:
+            SEEN.wait("copy that was not asked to go on beside")
+        args[0].copy_(args[1].data_on_cpu)
+        return args[0]
     return done(func, args, kwargs, to_gpu, {id(x.data_on_cpu): x for x in ours})
 
 
@@ -203,6 +210,7 @@ def gpu() -> Iterator[Seen]:
     with ExitStack() as stack:
         for owner, name, what in (
             (torch.cuda, "_lazy_init", lambda: None),
+            (torch.cuda, "synchronize", lambda *_: SEEN.wait("synchronize")),
             (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch, "Generator", Generator),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.utils._pytree import tree_map
 
-from full_ijepa import masking, methods
+from full_ijepa import masking, methods, packing
 from full_ijepa.masking import NOTHING, Packed
 from full_ijepa.packing import attend, sequences
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import compile_blocks
+from tests.full.pretend_cuda import varlen_backward, varlen_forward
 from tests.toy.test_masking import check_no_leak
 from toy_ijepa.encoder import Attention
 from toy_ijepa.masking import Masks, multiblock
@@ -28,6 +33,7 @@ RECIPE = Recipe(
     contexts="packed",
 )
 LENGTHS = torch.tensor([3, 11, 1, 6])
+NEEDS_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 
 
 @pytest.fixture
@@ -223,3 +229,59 @@ def test_a_whole_step_is_one_graph_without_a_break(images, counter):
             assert compiled(images, drawn).item() == pytest.approx(step(images, drawn).item(), abs=1e-6)
         graphs.append(counter.frame_count)
     assert graphs[-1] == graphs[-6] <= 6
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The kernel for sequences of different lengths, on a CPU: what it computes, by pretend_cuda's loops."""
+    from torch.nn.attention import varlen
+
+    calls = []
+
+    def forward(q, k, v, ends, *_rest):
+        calls.append("forward")
+        return varlen_forward(q.float(), k.float(), v.float(), ends)
+
+    def backward(grad, q, k, v, _out, _lse, ends, *_rest):
+        calls.append("backward")
+        return varlen_backward(*(x.float() for x in (grad, q, k, v)), ends)
+
+    def cast(to):
+        return lambda *args: tree_map(lambda x: x.to(args[0].dtype) if x.is_floating_point() else x, to(*args))
+
+    varlen._varlen_attn.register_kernel("cpu")(cast(forward))
+    varlen._varlen_attn_backward.register_kernel("cpu")(cast(backward))
+    monkeypatch.setattr(packing, "fits_kernel", lambda q: True)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("backend", "whole"),
+    [
+        ("aot_eager", False),
+        pytest.param("aot_eager", True, marks=pytest.mark.slow),
+        pytest.param("inductor", False, marks=[pytest.mark.slow, NEEDS_COMPILER]),
+    ],
+)
+def test_the_kernel_is_compiled_forward_and_backward(images, kernel, backend, whole):
+    """Compiled blocks, or a whole step, have the loss and the gradients of a step that is not, the kernel included."""
+    torch._dynamo.reset()
+    found = []
+    for compiled in (False, True):
+        method = methods.build(RECIPE.replace(drop_path=0.2))
+        step = methods.Step(method)
+        if compiled and whole:
+            step = torch.compile(step, backend=backend, fullgraph=True)
+        elif compiled:
+            compile_blocks(method, backend=backend)
+        for seed in range(3):
+            method.zero_grad()
+            loss = step(images, method.draw(7, seed=seed, sizes=seed, multiple=32))
+            loss.backward()
+        found.append([loss.detach(), *(p.grad for p in method.parameters() if p.requires_grad)])
+        calls = Counter(kernel)
+        kernel.clear()
+        assert calls["forward"] == calls["backward"] == 3 * (4 + 2)  #  blocks of the context encoder, of the predictor
+    torch._dynamo.reset()
+    for eager, other in zip(*found, strict=True):
+        assert torch.allclose(eager, other, atol=1e-5, rtol=1e-3)

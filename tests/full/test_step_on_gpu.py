@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
-from full_ijepa import masking, methods, train
+from full_ijepa import checkpoint, masking, methods, train
 from full_ijepa.data import Resident
 from full_ijepa.distributed import World
 from full_ijepa.packing import fits_kernel
@@ -44,9 +46,12 @@ def some(names: Iterable[str], *quick: str) -> list:
 
 
 @pytest.mark.parametrize("name", some(different(), "smoke", "cifar10_vits4"))
-def test_a_recipe_takes_its_step_there(name):
-    """Data, forward, backward, clipping, optimisers and EMA; then a look at features, which may wait."""
-    check(tiny(name))
+def test_a_recipe_takes_its_step_there(name, tmp_path):
+    """Data, forward, backward, clipping, optimisers and EMA; then a look at features and a checkpoint, which may wait.
+
+    Whoever continues from the checkpoint, on a GPU or on a CPU, takes the third step as if nothing had been between.
+    """
+    check(tiny(name), tmp_path)
 
 
 OTHERS = {
@@ -66,20 +71,18 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("changes", some(OTHERS, "groups", "five channels"))
-def test_other_choices_take_their_step_there(changes):
-    check(tiny("stl10_vitb16", **OTHERS[changes]))
+def test_other_choices_take_their_step_there(changes, tmp_path):
+    check(tiny("stl10_vitb16", **OTHERS[changes]), tmp_path)
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, folder: Path) -> None:
     with gpu() as seen:
         kind, shape = getattr(torch, recipe.pixels.depth), (24, recipe.pixels.channels, *recipe.sides)
         pictures = torch.randint(0, 256, shape, generator=torch.manual_seed(0)).to(kind)
-        there, here = (
-            train.Trainer(recipe, World(0, 1, device), Resident(pictures, device))
-            for device in (CUDA, torch.device("cpu"))
-        )
+        start = lambda device: train.Trainer(recipe, World(0, 1, device), Resident(pictures, device))  # noqa: E731
+        there, here = start(CUDA), start(torch.device("cpu"))
         assert all(isinstance(x, OnGPU) for x in there.method.state_dict().values())
-        batches = there.batches(0, 2)
+        batches = there.batches(0, 3)
         there.take_step(batches)
         seen.forget()
         loss, norm, _ = there.take_step(batches)
@@ -87,6 +90,18 @@ def check(recipe: Recipe) -> None:
         assert not seen.waits
         assert sum(seen.kernels.values()) > 100
         found = loss.item(), norm.item(), there.watch()[0]
+        seen.forget()
+        part = checkpoint.collect(there.model, there.optimisers)
+        assert sum(seen.waits.values()) == 1, "the host waits once for all tensors, not once for each"
+        assert all(x.pinned for x in part.tensors.values())
+        about = dict(there.about(), step=2, recipe=asdict(recipe))
+        checkpoint.write_part(checkpoint.path_of(folder, 2), part, about)
+        next_loss, _, _ = there.take_step(batches)
+        again = start(CUDA)
+        again.resume(folder)
+        assert all(isinstance(x, OnGPU) for x in again.method.state_dict().values())
+        resumed, _, _ = again.take_step(again.batches(2, 3))
+        assert resumed.item() == next_loss.item()
     batches = here.batches(0, 2)
     here.take_step(batches)
     loss, norm, _ = here.take_step(batches)
@@ -94,6 +109,8 @@ def check(recipe: Recipe) -> None:
     assert found[0] == pytest.approx(loss.item(), rel=rough)
     assert found[1] == pytest.approx(norm.item(), rel=10 * rough)
     assert found[2].std == pytest.approx(here.watch()[0].std, rel=10 * rough)
+    here.resume(folder)
+    assert here.take_step(here.batches(2, 3))[0].item() == pytest.approx(next_loss.item(), rel=rough)
 
 
 def test_masks_left_on_the_cpu_are_an_error():
