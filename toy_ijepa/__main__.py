@@ -332,7 +332,7 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         error.history.save(where / "history.csv")
         raise
     history.save(where / "history.csv")
-    for told in trouble.told(history.rows):
+    for told in trouble.faults(history.rows):
         print(f"warning: {method}, seed {seed}: {told}")
     about = dict(method=method, data=job.args.data, seed=seed, images=history.images, ended=history.ended)
     weights.save_encoder(model.probed, where / "encoder.safetensors", about)

@@ -82,7 +82,7 @@ def best_before(values: Sequence[float]) -> int | None:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def told(rows: Sequence[dict[str, float]]) -> list[str]:
+def faults(rows: Sequence[dict[str, float]]) -> list[str]:
     """What is wrong with a run of the toy by its rows of history, as sentences; [] if nothing is."""
     if not rows:
         return []

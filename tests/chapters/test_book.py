@@ -31,7 +31,7 @@ ROOMS = {
     3: {"masking", "widgets.mask"},
     4: {"predictor", "imagination", "widgets.predictor"},
     5: {"ema", "diagnostics", "widgets.schedule"},
-    6: {"jepa", "schedules", "training", "recipe"},
+    6: {"jepa", "schedules", "training", "trouble", "recipe"},
     7: {"probing", "imagination", "widgets.paint"},
     8: {"mae"},
     9: {
@@ -39,7 +39,8 @@ ROOMS = {
         for room in ("recipes", "vit", "masking", "methods", "data", "crops", "order", "train", "loop", "interop")
     },
     10: {"full_ijepa.evaluate", "full_ijepa.report"},
-    11: {"folders", "widgets.search"} | {f"full_ijepa.{room}" for room in ("doctor", "pixels", "labels", "embedding")},
+    11: {"folders", "widgets.search"}
+    | {f"full_ijepa.{room}" for room in ("balance", "doctor", "pixels", "labels", "embedding")},
     12: {"full_ijepa.cost", "full_ijepa.dashboard", "bench"},
     13: {"targets", "salt", "verdict"},
     14: {"sigreg", "views", "ablation", "widgets.projection"},

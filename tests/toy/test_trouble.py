@@ -24,32 +24,32 @@ FALLING = [0.9 - 0.02 * i for i in range(30)]
 
 
 def test_a_healthy_run_says_nothing():
-    assert trouble.told(rows(FALLING)) == []
-    assert trouble.told(rows(FALLING, mean_loss=math.nan)) == []
-    assert trouble.told([]) == []
-    assert trouble.told(rows([0.5])) == []
+    assert trouble.faults(rows(FALLING)) == []
+    assert trouble.faults(rows(FALLING, mean_loss=math.nan)) == []
+    assert trouble.faults([]) == []
+    assert trouble.faults(rows([0.5])) == []
 
 
 def test_a_constant_loss_is_named():
-    (found,) = trouble.told(rows([0.7] * 15 + [0.5] * 15))
+    (found,) = trouble.faults(rows([0.7] * 15 + [0.5] * 15))
     assert found.startswith("constant loss: 0.500000")
-    assert trouble.told(rows([0.5 + 0.001 * (i % 2) for i in range(30)])) == []
+    assert trouble.faults(rows([0.5 + 0.001 * (i % 2) for i in range(30)])) == []
 
 
 def test_a_loss_at_the_means_is_named_with_both_numbers():
     late = [0.5 + 0.01 * (i % 2) for i in range(30)]
-    (found,) = trouble.told(rows(late, mean_loss=0.505))
+    (found,) = trouble.faults(rows(late, mean_loss=0.505))
     assert found.startswith(
         "no better than the mean: loss 0.5100, where answering with the mean of each place has 0.50"
     )
-    assert trouble.told(rows(late, mean_loss=0.6)) == []
+    assert trouble.faults(rows(late, mean_loss=0.6)) == []
 
 
 def test_a_falling_rank_is_named_since_its_best_step():
     ranks = [3.0 + i for i in range(20)] + [22.0 - 1.5 * i for i in range(10)]
-    (found,) = trouble.told(rows(FALLING, ranks=ranks))
+    (found,) = trouble.faults(rows(FALLING, ranks=ranks))
     assert found.startswith("falling since step 190: effective rank 22.0 there, 8.5 at the end")
-    assert trouble.told(rows(FALLING, ranks=ranks[:25] + [15.0] * 5)) == []
+    assert trouble.faults(rows(FALLING, ranks=ranks[:25] + [15.0] * 5)) == []
 
 
 def test_an_encoder_too_large_for_its_pictures_is_named():
