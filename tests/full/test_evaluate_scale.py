@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +222,53 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         assert ended.returncode == 0, ended.stderr[-3000:]
         used.append(int(ended.stdout))
     assert used[1] - used[0] < 40, used
+
+
+FITTING = """
+import re, sys, threading
+from pathlib import Path
+import torch
+from full_ijepa import metrics
+from full_ijepa.evaluate import features, heads, paper
+
+count, what = int(sys.argv[1]), sys.argv[2]
+features.KEPT, heads.BLOCK, metrics.BLOCK = 10**6, 2000, 2000
+x, y, test = features.roomy((count, 512), torch.float32, None), torch.arange(count) % 4, torch.randn(200, 512)
+for part in x.split(1000):
+    part.copy_(torch.randn(part.shape))
+fit = dict(
+    knn=lambda: metrics.neighbours(x, y, test, 4),
+    linear=lambda: heads.linear(x, y, test, 4, epochs=1),
+    ridge=lambda: heads.ridge(x, y[:, None].float(), test),
+    paper=lambda: paper.linear({"last": (x, test)}, y, 4, device=torch.device("cpu"), epochs=1),
+)[what]
+
+def own():  # megabytes that no file stands behind
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+begun, peak, done = own(), 0, threading.Event()
+def look():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, own() - begun)
+watching = threading.Thread(target=look)
+watching.start()
+fit()
+done.set()
+watching.join()
+print(peak)
+"""
+
+
+@pytest.mark.slow  # the quick suite has the parts that features are brought in (test_evaluate_on_gpu)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what memory is a process's own")
+@pytest.mark.parametrize("what", ["knn", "linear", "ridge", "paper"])
+def test_fitting_features_on_disk_takes_memory_that_does_not_grow(what):
+    """Four times as many features: their numbers alone would take 61 MB more."""
+    used = []
+    for count in (10_000, 40_000):
+        line = [sys.executable, "-c", FITTING, str(count), what]
+        ended = subprocess.run(line, env=environment(), capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        used.append(int(ended.stdout))
+    assert used[1] - used[0] < 30, used
