@@ -99,9 +99,16 @@ def fresh(recipe: Recipe, here: World) -> Iterator[Steps]:
             torch.cuda.empty_cache()
 
 
-def speed(recipe: Recipe, here: World, rate: float) -> dict[str, Any]:
-    """Images a second, share of the ceiling, slowest of the first steps and peak memory of a way to run a recipe."""
+def speed(recipe: Recipe, here: World, rate: float, cudnn: bool | None = None) -> dict[str, Any]:
+    """Images a second, share of the ceiling, slowest of the first steps and peak memory of a way to run a recipe.
+
+    cudnn  whether attention may ask cuDNN, against what the recipe's set-up chose
+    """
+    if cudnn is not None and here.device.type != "cuda":
+        return dict(not_asked="cuDNN is a GPU's")
     with fresh(recipe, here) as steps:
+        if cudnn is not None:
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
         first = steps.take(FIRST)
         each = steps.take(STEADY)
         ahead = steps.run_ahead(STEADY)
@@ -187,6 +194,10 @@ def questions(base: Recipe, large: Recipe, here: World, rates: dict) -> Iterator
         recipe = base.replace(batch=way["micro_batch"], **way)
         name = f"{way['micro_batch']} images, {way['contexts']}, {'compiled' if way['compile'] else 'eager'}"
         yield name, lambda recipe=recipe: speed(recipe, here, rates["matmul"])
+    for contexts, cudnn in (("groups", True), ("packed", False)):  # is the choice of `train.set_up` the faster one?
+        recipe = base.replace(batch=base.micro_batch, compile=False, contexts=contexts)
+        name = f"{base.micro_batch} images, {contexts}, eager, {'with' if cudnn else 'without'} cuDNN"
+        yield name, lambda recipe=recipe, cudnn=cudnn: speed(recipe, here, rates["matmul"], cudnn)
     one = base.replace(batch=base.micro_batch, compile=False)
     yield "synchronisations", lambda: synchronisations(one, here)
     for contexts in CONTEXTS:

@@ -67,7 +67,8 @@ def test_one_gpu_is_asked_everything_within_minutes(tmp_path, monkeypatch, capsy
     assert 0 < found["4 images, groups, eager"]["share_of_matmul_rate"] < 1
     assert found["copy_gb"] > 0
     assert "minutes did not suffice" in found["4 images, packed, compiled"]["not_asked"]  # a compiler wants a minute
-    for name in ("synchronisations", "kernels, groups", "kernels, packed", "memory of toy, 4 images"):
+    asked = "synchronisations", "kernels, groups", "kernels, packed", "memory of toy, 4 images"
+    for name in (*asked, "4 images, groups, eager, with cuDNN", "4 images, packed, eager, without cuDNN"):
         assert found[name]["not_asked"]
     assert "4 images, groups, eager" in capsys.readouterr().out
 
