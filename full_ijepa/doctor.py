@@ -27,7 +27,7 @@ from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import precision_of
 from toy_ijepa.diagnostics import LOW_RANK, LOW_STD, Health, health
 from toy_ijepa.probing import features
-from toy_ijepa.trouble import STILL, alike, best_before, no_better, still
+from toy_ijepa.trouble import STILL, alike, best_before, fallen, no_better, still
 
 PLAIN = 0.8  # share of position above which features mostly say where a patch is
 GAIN = 1.0  # points of kNN above a random encoder, below which nothing was learned
@@ -95,10 +95,9 @@ def rank(c: Chart) -> Iterator[Finding]:
 def falling(c: Chart) -> Iterator[Finding]:
     """The held-out probe was better before, by more than its doubt, in the last two looks."""
     looks = [row for row in c.rows if "knn" in row]
-    if len(looks) < 3:
-        return
-    best = max(looks, key=lambda row: row["knn"])
-    if all(row["knn"] < best["knn"] - row["knn_doubt"] for row in looks[-2:]):
+    where = fallen([row["knn"] for row in looks], [row["knn_doubt"] for row in looks])
+    if where is not None:
+        best = looks[where]
         yield Finding(
             f"falling since step {best['step']:.0f}",
             f"kNN {looks[-1]['knn']:.1f} % at step {looks[-1]['step']:.0f}, {best['knn']:.1f} % at step "

@@ -300,8 +300,7 @@ class Loop:
             x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
         found = knn_score(x[0], bank_labels, x[1], labels)
         right = found / 100 if task_of(labels) == "classes" else 0.5
-        share = (right * len(labels) + 1) / (len(labels) + 2)  # never 0 or 1, where the formula knows no doubt
-        return dict(knn=found, knn_doubt=200 * math.sqrt(share * (1 - share) / len(labels)))
+        return dict(knn=found, knn_doubt=trouble.doubt(right, len(labels)))
 
     def compare(self, row: dict[str, float]) -> dict[str, float]:
         """Keep this step if it is the best so far; what history says of it. Never by loss, which tells nothing.

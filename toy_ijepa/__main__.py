@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from toy_ijepa import imagination, plots, probing, trouble, weights
+from toy_ijepa.best import NAME as BEST
+from toy_ijepa.best import Best
 from toy_ijepa.data import EMBEDDED, ImageSet, load, photographs
 from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
@@ -326,15 +328,24 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     where = job.out if first else job.out / f"{method}-seed{seed}"
     where.mkdir(exist_ok=True)
     model = build(method, seed=seed, masks=job.args.masks, **job.dial)
+    best = Best(model, job.data[0], job.config.precision)
+    about = dict(method=method, data=job.args.data, seed=seed)
+
+    def keep(history: History) -> None:
+        history.save(where / "history.csv")
+        if best.encoder:
+            weights.save_encoder(best.encoder, where / BEST, about | dict(step=best.step))
+
     try:
-        history = fit(model, job.data[0].images, replace(job.config, seed=seed, steps=job.steps(method)))
+        config = replace(job.config, seed=seed, steps=job.steps(method))
+        history = fit(model, job.data[0].images, config, look=best)
     except NonFiniteLossError as error:
-        error.history.save(where / "history.csv")
+        keep(error.history)
         raise
-    history.save(where / "history.csv")
-    for told in trouble.faults(history.rows):
-        print(f"warning: {method}, seed {seed}: {told}")
-    about = dict(method=method, data=job.args.data, seed=seed, images=history.images, ended=history.ended)
+    for told in best.close(history) + [f"warning: {fault}" for fault in trouble.faults(history.rows)]:
+        print(told)
+    keep(history)
+    about |= dict(images=history.images, ended=history.ended)
     weights.save_encoder(model.probed, where / "encoder.safetensors", about)
     save_model(model, where / "model.safetensors", method, job.dial, about)
     if history.ended == "interrupted":

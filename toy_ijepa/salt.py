@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from toy_ijepa.encoder import Encoder
 from toy_ijepa.jepa import IJEPA
 from toy_ijepa.mae import MAE
-from toy_ijepa.training import ROWS, History, TrainConfig, train
+from toy_ijepa.training import History, TrainConfig, train
 
 
 class SALT(IJEPA):
@@ -52,18 +52,19 @@ def train_teacher(model: SALT, images: Tensor, config: TrainConfig, progress: bo
     return history
 
 
-def fit(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
+def fit(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, **options) -> History:
     """`train` for every method: SALT's teacher first, for as many steps or half of the minutes.
 
+    options  `rows` and `look` of `train`
     The history is the student's; its seconds, of the clock and of the cores, are those of both.
     """
     if not isinstance(model, SALT):
-        return train(model, images, config, progress, rows)
+        return train(model, images, config, progress, **options)
     config = replace(config, minutes=config.minutes and config.minutes / 2)
     before = train_teacher(model, images, config, progress)
     if before.ended == "interrupted":
         return before
-    history = train(model, images, config, progress, rows)
+    history = train(model, images, config, progress, **options)
     history.seconds += before.seconds
     history.cpu_seconds += before.cpu_seconds
     return history

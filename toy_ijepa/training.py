@@ -8,7 +8,7 @@ import csv
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -208,10 +208,18 @@ def watch(model: Method, images: Tensor, bf16: bool, warned: set[str]) -> dict[s
     return dict(mean_loss=mean_loss, std=found.std, rank=found.rank, position=found.position)
 
 
-def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool = True, rows: int = ROWS) -> History:
+def train(
+    model: nn.Module,
+    images: Tensor,
+    config: TrainConfig,
+    progress: bool = True,
+    rows: int = ROWS,
+    look: Callable[[dict[str, float]], dict[str, float]] | None = None,
+) -> History:
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
 
     rows  of history, about; for each of them WATCHED images are encoded, in the step's precision: about a step's time
+    look  is asked with each row for more of it (`toy_ijepa.best`)
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
     Raises NonFiniteLossError when the numbers blow up, and ValueError for fewer than two images.
     """
@@ -251,7 +259,7 @@ def train(model: nn.Module, images: Tensor, config: TrainConfig, progress: bool 
                 row = dict(step=history.steps, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
                 row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, bf16, warned))
                 row["images_per_second"] = history.images / (time.perf_counter() - start)
-                history.rows.append(row)
+                history.rows.append(row | look(row) if look else row)
                 losses.clear()
                 beside = "" if math.isnan(row["mean_loss"]) else f" (the mean's {row['mean_loss']:.4f})"
                 pace = "{images_per_second:.0f} images/s, rank {rank:.1f}".format(**row)

@@ -7,6 +7,7 @@ One rule each, for the toy's runs and for the doctor of full scale alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
@@ -80,6 +81,21 @@ def best_before(values: Sequence[float]) -> int | None:
     if len(values) < 5 or values[-1] >= 0.5 * max(values):
         return None
     return max(range(len(values)), key=values.__getitem__)
+
+
+def doubt(share: float, count: int) -> float:
+    """Two standard errors, in points, of a share of right answers among `count`."""
+    share = (share * count + 1) / (count + 2)  # never 0 or 1, where the formula knows no doubt
+    return 200 * math.sqrt(share * (1 - share) / count)
+
+
+def fallen(values: Sequence[float], doubts: Sequence[float]) -> int | None:
+    """Where a held-out probe was best, if both of the last two looks are below that by more than their doubt."""
+    if len(values) < 3:
+        return None
+    best = max(range(len(values)), key=values.__getitem__)
+    late = zip(values[-2:], doubts[-2:], strict=True)
+    return best if all(value < values[best] - off for value, off in late) else None
 
 
 def faults(rows: Sequence[dict[str, float]]) -> list[str]:

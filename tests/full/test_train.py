@@ -333,7 +333,7 @@ def test_what_does_not_go_together_is_named_before_the_first_step(tmp_path, reci
     said = capsys.readouterr().err
     assert "100% of the pictures looked at have a near copy" in said  # of two pictures with grain
     assert "momentum 0.9999 to 1 leaves 100% of the target's random start after 2 steps: train longer" in said
-    assert "0.5 M parameters of ViT-TOY on 60 pictures: 7537 a picture" in said
+    assert "ViT-TOY of 0.5 M parameters on 60 pictures: 7537 a picture" in said
     assert re.search(r"no GPU: this recipe is made for one \(compile\) and will take about \d+ seconds", said)
 
 

@@ -142,9 +142,11 @@ def test_figures_weights_and_history_are_there(finished):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
     with (out / "history.csv").open() as file:
-        assert {"loss", "mean_loss", "lr", "momentum", "rank", "images_per_second"} <= set(next(csv.DictReader(file)))
-    encoder = load_encoder(out / "encoder.safetensors")
-    assert encoder.config["width"] == SIZES["tiny"].width
+        assert {"loss", "mean_loss", "knn", "lr", "momentum", "rank", "images_per_second"} <= set(
+            next(csv.DictReader(file))
+        )
+    for name in ("encoder.safetensors", "encoder-best.safetensors"):
+        assert load_encoder(out / name).config["width"] == SIZES["tiny"].width
     assert load_encoder(out / "mae-seed1" / "encoder.safetensors").grid == (4, 4)
 
 
