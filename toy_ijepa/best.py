@@ -68,7 +68,7 @@ class Best:
             self.look(dict(history.rows[-1], step=history.steps))
         if self.encoder is None:
             return []
-        how = f"{'kNN on training pictures' if self.by == 'knn' else 'effective rank'} {self.value:.1f}"
+        how = f"kNN on training pictures {self.value:.1f} %" if self.by == "knn" else f"rank {self.value:.1f}"
         said = [f"best of {len(self.looks)} looks: step {self.step} of {history.steps} ({how}), kept in {NAME}"]
         values = [value for _, value in self.looks]
         doubts = [doubt(value / 100, len(self.queries)) if self.by == "knn" else math.inf for value in values]

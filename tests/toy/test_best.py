@@ -55,7 +55,7 @@ def test_the_best_by_knn_is_kept_and_falling_is_named(model, monkeypatch):
     assert (best.step, best.value) == (40, 70)
     assert best.encoder.norm.bias[0] == 40
     assert model.probed.norm.bias[0] == 100, "the run's own encoder is the last"
-    assert said[0].startswith("best of 10 looks: step 40 of 100 (kNN on training pictures 70.0)")
+    assert said[0].startswith("best of 10 looks: step 40 of 100 (kNN on training pictures 70.0 %)")
     assert said[1].startswith("warning: falling since step 40: kNN 70.0 % there, 42.0 at the end, more than the doubt")
 
 

@@ -132,11 +132,13 @@ def test_what_build_does_counts(pictures, tmp_path):
     assert run["cpu_seconds"] >= 1
 
 
-def test_over_the_budget_there_is_no_row(pictures, tmp_path, capsys, monkeypatch):
+def test_over_the_budget_there_is_no_row_and_nothing_is_lost(pictures, tmp_path, capsys, monkeypatch):
+    """It ends with the first seed that is over, whose scores are kept under another name."""
     monkeypatch.setattr(leaderboard, "BUDGET", 0.001)
-    assert board("mae", "--steps", 2, "--seed", 0, "--data", pictures, "--out", tmp_path / "row.json") == 2
+    assert board("mae", "--steps", 2, "--seed", 0, 1, "--data", pictures, "--out", tmp_path / "row.json") == 2
     assert "over the budget" in capsys.readouterr().err
     assert not (tmp_path / "row.json").exists()
+    assert len(json.loads((tmp_path / "over-budget-row.json").read_text())["probes"]["runs"]) == 1
 
 
 @pytest.mark.parametrize(
