@@ -331,8 +331,7 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     best = Best(model, job.data[0], job.config.precision)
     about = dict(method=method, data=job.args.data, seed=seed)
 
-    def keep(history: History) -> None:
-        history.save(where / "history.csv")
+    def keep_best() -> None:
         if best.encoder:
             weights.save_encoder(best.encoder, where / BEST, about | dict(step=best.step))
 
@@ -340,14 +339,16 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         config = replace(job.config, seed=seed, steps=job.steps(method))
         history = fit(model, job.data[0].images, config, look=best)
     except NonFiniteLossError as error:
-        keep(error.history)
+        error.history.save(where / "history.csv")
+        keep_best()
         raise
+    history.save(where / "history.csv")
+    ended = about | dict(images=history.images, ended=history.ended)
+    weights.save_encoder(model.probed, where / "encoder.safetensors", ended)
+    save_model(model, where / "model.safetensors", method, job.dial, ended)
     for told in best.close(history) + [f"warning: {fault}" for fault in trouble.faults(history.rows)]:
         print(told)
-    keep(history)
-    about |= dict(images=history.images, ended=history.ended)
-    weights.save_encoder(model.probed, where / "encoder.safetensors", about)
-    save_model(model, where / "model.safetensors", method, job.dial, about)
+    keep_best()
     if history.ended == "interrupted":
         print(f"interrupted: the weights of this moment are kept in {where / 'encoder.safetensors'}")
         return False
