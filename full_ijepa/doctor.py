@@ -83,8 +83,8 @@ def rank(c: Chart) -> Iterator[Finding]:
             f"effective rank {last:.1f}, below {LOW_RANK:g} (a random encoder has about 3)",
             because_of_pictures(c) or "raise the momentum, lower lr, or add regulariser 0.1 0.005",
         )
-    elif best_before(ranks) is not None:
-        step = next(row["step"] for row in c.rows if row.get("rank") == max(ranks))
+    elif (best := best_before(ranks)) is not None:
+        step = [row["step"] for row in c.rows if "rank" in row][best]
         yield Finding(
             "falling rank",
             f"effective rank {ranks[-1]:.1f} after a best of {max(ranks):.1f} at step {step:.0f}",

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from toy_ijepa import imagination, plots, probing, trouble, weights
+from toy_ijepa.best import LOOKS, Best
 from toy_ijepa.best import NAME as BEST
-from toy_ijepa.best import Best
 from toy_ijepa.data import EMBEDDED, ImageSet, load, photographs
 from toy_ijepa.diagnostics import health
 from toy_ijepa.encoder import Encoder
@@ -270,8 +270,13 @@ def forecast(job: Job) -> None:
             if tried.ended == "interrupted":  # the loop keeps Ctrl-C to itself, but here there is nothing to keep
                 raise KeyboardInterrupt
             rate = tried.images_per_second
+        begun, best = time.perf_counter(), Best(model, job.data[0], job.config.precision)
+        if best.by == "knn":
+            best.score()
+        looks = LOOKS * (time.perf_counter() - begun)
         batch = min(job.config.batch, len(job.data[0]))
-        minutes[method] = job.steps(method) * batch / rate / 60 if job.steps(method) else job.args.minutes
+        seconds = job.steps(method) * batch / rate + looks if job.steps(method) else 60 * job.args.minutes
+        minutes[method] = seconds / 60
     total = len(job.args.seed) * sum(minutes.values())
     each = ", ".join(f"{name} {job.steps(name) or ''} steps {m:.1f}" for name, m in minutes.items())
     print(
@@ -282,8 +287,9 @@ def forecast(job: Job) -> None:
 def forewarnings(job: Job) -> list[str]:
     """What is known before the first step: pictures with nothing to learn in them, or too few for the encoder."""
     train_set = job.data[0]
+    some = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0))[:LOOKED]
     parameters = sum(p.numel() for p in build_encoder(seed=0, **job.dial).parameters())
-    found = trouble.alike(*trouble.likeness(normalise(spread(train_set.images, LOOKED))))
+    found = trouble.alike(*trouble.likeness(normalise(train_set.images[some])))
     return [told for told in (found, trouble.starving(parameters, len(train_set))) if told]
 
 
@@ -346,6 +352,7 @@ def train_one(job: Job, method: str, seed: int) -> bool:
     ended = about | dict(images=history.images, ended=history.ended)
     weights.save_encoder(model.probed, where / "encoder.safetensors", ended)
     save_model(model, where / "model.safetensors", method, job.dial, ended)
+    keep_best()
     for told in best.close(history) + [f"warning: {fault}" for fault in trouble.faults(history.rows)]:
         print(told)
     keep_best()

@@ -16,7 +16,7 @@ from toy_ijepa.probing import features, knn
 from toy_ijepa.training import History, Method, uses_bf16
 from toy_ijepa.trouble import doubt, fallen
 
-LOOKS = 10  # in a run, about; each costs as much as a few steps
+LOOKS = 10  # in a run, about; each costs as much as ten steps of the toy
 NAME = "encoder-best.safetensors"
 BANK, QUERIES = 1000, 500  # training pictures: those that are known, and those whose class is asked for
 
@@ -35,11 +35,12 @@ class Best:
         self.queries, self.bank = order[:third], order[third:]
         self.by = "knn" if len(pictures.classes) > 1 and third else "rank"
         self.looks: list[tuple[int, float]] = []  # step and value
-        self.step, self.value = 0, 0.0
+        self.begun, self.step, self.value = False, 0, 0.0
         self.encoder: Encoder | None = None
 
     def __call__(self, row: dict[str, float]) -> dict[str, float]:
         """What a row of history gets: {"knn": in %, nan between two looks}, or {} where there are no classes."""
+        self.begun = True
         due = row["progress"] >= (len(self.looks) + 1) / LOOKS
         value = self.look(row) if due else math.nan
         return {"knn": value} if self.by == "knn" else {}
@@ -48,8 +49,8 @@ class Best:
         """Judge the encoder as it is now, and keep it if it is the best so far."""
         value = self.score() if self.by == "knn" else row["rank"]
         worth = value if row["std"] >= LOW_STD else 0.0
-        self.looks.append((int(row["step"]), value))
-        if worth > self.value:
+        self.looks.append((int(row["step"]), worth))
+        if worth and worth >= self.value:  # of equals the later, which has learned longer
             self.step, self.value, self.encoder = int(row["step"]), worth, copy.deepcopy(self.model.probed)
         return value
 
@@ -63,13 +64,13 @@ class Best:
         return knn(bank, labels[self.bank], queries, labels[self.queries], k=min(20, len(bank)))
 
     def close(self, history: History) -> list[str]:
-        """Look a last time, at the end of a run; what to say of it, a sentence a line."""
-        if history.rows:
+        """Look a last time, at the end of a run; what to say of it, a sentence a line. [] for one that never began."""
+        if self.begun:
             self.look(dict(history.rows[-1], step=history.steps))
         if self.encoder is None:
             return []
         how = f"kNN on training pictures {self.value:.1f} %" if self.by == "knn" else f"rank {self.value:.1f}"
-        said = [f"best of {len(self.looks)} looks: step {self.step} of {history.steps} ({how}), kept in {NAME}"]
+        said = [f"best look of {len(self.looks)}: step {self.step} of {history.steps} ({how}), kept in {NAME}"]
         values = [value for _, value in self.looks]
         doubts = [doubt(value / 100, len(self.queries)) if self.by == "knn" else math.inf for value in values]
         if (best := fallen(values, doubts)) is not None:

@@ -50,7 +50,7 @@ from, and how settings were chosen, it takes on trust.
    at the end.
 4. **Judged** frozen, average-pooled features of one encoder, fitted on all 50,000 labels and tested on the 10,000
    test pictures: logistic regression on the last layer and on the last four, and 20 nearest neighbours. Beside them,
-   logistic regression on the last layer with few labels: 1 % of them, and ten a class.
+   logistic regression on the last layer with few labels: 1 % of them, and ten a class (- where this was not measured).
 5. **Three seeds** (0, 1, 2): the mean and the spread (sample standard deviation).
 
 """
@@ -77,7 +77,7 @@ def own(path: Path) -> tuple[Any, dict]:
 
 
 def row(build: Any, config: TrainConfig, seeds: list[int], data: tuple[ImageSet, ImageSet]) -> dict:
-    """Train and judge one method from each seed: scores, costs, size. Ends with a seed that is over the budget."""
+    """Train and judge one method from each seed: scores, costs, size. Stops after a seed that is over the budget."""
     scores, training, parameters = [], [], 0
     for seed in seeds:
         begun = time.process_time()
@@ -86,9 +86,9 @@ def row(build: Any, config: TrainConfig, seeds: list[int], data: tuple[ImageSet,
         history = fit(model, data[0].images, replace(config, seed=seed))
         if history.ended == "interrupted":
             raise KeyboardInterrupt
-        spent = history.cpu_seconds + built
+        spent = round(history.cpu_seconds + built, 1)
         parameters = sum(p.numel() for p in model.probed.parameters())
-        training.append(dict(steps=history.steps, cpu_seconds=round(spent, 1)))
+        training.append(dict(steps=history.steps, cpu_seconds=spent))
         scores.append(probe_encoder(model.probed, data, seed))
         print(f"seed {seed}: {json.dumps(scores[-1])}, {spent:.0f} CPU seconds", flush=True)
         if spent > BUDGET:
@@ -182,8 +182,10 @@ def run(args: argparse.Namespace) -> int:
     """Train, judge, write the JSON and print the row; returns the exit code."""
     name = args.name or Path(args.method).stem
     out = args.out or Path(f"{'held-out' if args.held_out else 'leaderboard'}-{name.replace(' ', '-')}.json")
-    if out.exists():
-        raise ValueError(f"{out} exists; choose another --out")
+    over = out.with_name(f"over-budget-{out.name}")
+    for path in (out, over):
+        if path.exists():
+            raise ValueError(f"{path} exists; choose another --out")
     if args.method in recipe.METHODS:
         build, given = partial(built, args.method, args.size or "tiny"), dict(steps=recipe.STEPS[args.method])
     else:
@@ -206,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     )
     spent = max(run["cpu_seconds"] for run in entry["training"])
     if spent > BUDGET:
-        out = out.with_name(f"over-budget-{out.name}")  # no row, and nothing is lost
+        out = over  # no row, and nothing is lost
     out.write_text(json.dumps(entry, indent=1) + "\n")
     print(f"{line(entry)}\nwritten to {out}")
     if spent > BUDGET:

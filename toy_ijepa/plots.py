@@ -23,7 +23,7 @@ CONTEXT = (0.0, 0.62, 0.45)
 TARGETS = [(0.84, 0.37, 0.0), (0.0, 0.45, 0.7), (0.94, 0.89, 0.26), (0.8, 0.47, 0.65)]
 UNUSED = (0.6, 0.6, 0.6)
 CURVES = [
-    ("loss", "loss (grey: predicting the mean of each place)"),
+    ("loss", "loss"),
     ("lr", "learning rate"),
     ("weight_decay", "weight decay"),
     ("momentum", "EMA momentum"),
@@ -84,15 +84,19 @@ def training_curves(histories: dict[str, History]) -> Figure:
     """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots(2, 3)
+    known = False
     for history in histories.values():
         means = [row.get("mean_loss", math.nan) for row in history.rows]
         axes[0, 0].plot(history.column("progress"), means, color="0.6", linewidth=1)
+        known |= any(map(math.isfinite, means))
     for ax, (name, label) in zip(axes.flat, CURVES, strict=True):
         for (run, history), style in zip(histories.items(), ["-", "--", ":", "-."] * len(histories), strict=False):
             ax.plot(history.column("progress"), history.column(name), style, label=run)
         ax.set_title(label, fontsize=9)
         ax.set_xlabel("share of the run", fontsize=8)
         ax.tick_params(labelsize=7)
+    if known:
+        axes[0, 0].set_title("loss (grey: predicting the mean of each place)", fontsize=9)
     ax.legend(fontsize=8)
     return figure
 

@@ -219,7 +219,7 @@ def train(
     """Train `model` (a Method) in place on uint8 images (S, C, H, W) and return what was measured on the way.
 
     rows  of history, about; for each of them WATCHED images are encoded, in the step's precision: about a step's time
-    look  is asked with each row for more of it (`toy_ijepa.best`)
+    look  is called with each row, and what it returns is added to the row (`toy_ijepa.best`)
     Ctrl-C ends the run early and keeps the weights. Features that collapse raise a warning.
     Raises NonFiniteLossError when the numbers blow up, and ValueError for fewer than two images.
     """

@@ -78,9 +78,9 @@ def no_better(losses: Sequence[float], means: Sequence[float]) -> bool:
 
 def best_before(values: Sequence[float]) -> int | None:
     """Where values that should rise were best, if the last is less than half of that; None if it is not."""
-    if len(values) < 5 or values[-1] >= 0.5 * max(values):
-        return None
-    return max(range(len(values)), key=values.__getitem__)
+    if len(values) > 4 and values[-1] < 0.5 * max(values):  #  False where the last is nan
+        return max(range(len(values)), key=values.__getitem__)
+    return None
 
 
 def doubt(share: float, count: int) -> float:
@@ -112,8 +112,8 @@ def faults(rows: Sequence[dict[str, float]]) -> list[str]:
     late = max(len(rows) // 4, 1)
     if no_better(losses[-late:], means[-late:]):
         found.append(
-            f"no better than the mean: loss {losses[-1]:.4f}, where answering with the mean of each place has "
-            f"{means[-1]:.4f}; a longer run, or a higher rate"
+            f"no better than the mean: loss {median(losses[-late:]):.4f}, where answering with the mean of each place "
+            f"has {median(means[-late:]):.4f}; a longer run, or a higher rate"
         )
     if (best := best_before(ranks)) is not None:
         found.append(

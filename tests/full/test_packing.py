@@ -233,7 +233,10 @@ def test_a_whole_step_is_one_graph_without_a_break(images, counter):
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """The kernel for sequences of different lengths, on a CPU: what it computes, by pretend_cuda's loops."""
+    """The kernel for sequences of different lengths, on a CPU: what it computes, by pretend_cuda's loops.
+
+    TRAP: what is registered stays for the rest of the process; only that it is asked is undone.
+    """
     from torch.nn.attention import varlen
 
     calls = []

@@ -55,7 +55,7 @@ def test_the_best_by_knn_is_kept_and_falling_is_named(model, monkeypatch):
     assert (best.step, best.value) == (40, 70)
     assert best.encoder.norm.bias[0] == 40
     assert model.probed.norm.bias[0] == 100, "the run's own encoder is the last"
-    assert said[0].startswith("best of 10 looks: step 40 of 100 (kNN on training pictures 70.0 %)")
+    assert said[0].startswith("best look of 10: step 40 of 100 (kNN on training pictures 70.0 %)")
     assert said[1].startswith("warning: falling since step 40: kNN 70.0 % there, 42.0 at the end, more than the doubt")
 
 
@@ -77,7 +77,26 @@ def test_a_run_that_is_collapsed_from_the_start_has_no_best(model):
     best = Best(model, stripes(60, classes=False))
     assert play(best, rows(rank=[9.0] * 4, std=[0.01] * 4)) == []
     assert best.encoder is None
-    assert Best(model, stripes(60)).close(History()) == [], "stopped before its first row"
+
+
+def test_a_run_that_never_began_has_no_best(model):
+    """Stopped before its first row, or while SALT's teacher was trained, whose history is another's."""
+    for history in (History(), History(rows=rows(rank=[9.0]), steps=1)):
+        best = Best(model, stripes(60))
+        assert best.close(history) == []
+        assert best.encoder is None
+
+
+def test_of_equal_looks_the_later_is_kept(model, monkeypatch):
+    scored(monkeypatch, [100] * 10)
+    best = Best(model, stripes(1500))
+    play(best, rows(rank=[5.0] * 10))
+    assert best.step == 100
+
+
+def test_a_collapsed_look_is_no_height_to_fall_from(model, monkeypatch):
+    scored(monkeypatch, [30, 95, 40, 40, 40])
+    assert len(play(Best(model, stripes(1500)), rows(rank=[5.0] * 5, std=[0.5, 0.01, 0.5, 0.5, 0.5]))) == 1
 
 
 def test_queries_are_training_pictures_that_the_bank_does_not_hold(model):

@@ -104,6 +104,7 @@ def test_every_stage_is_told_and_the_end_is_a_verdict(finished):
     for line in (
         r"reading folder:\S+ \.\.\. \d+ s",
         r"about [\d.]+ minutes of training .*ijepa 3 steps",
+        r"best look of \d: step \d of 3 \(kNN on training pictures [\d.]+ %\), kept in encoder-best.safetensors",
         r"drawing \.\.\. \d+ s",
     ):
         assert re.search(line, done.stdout), done.stdout

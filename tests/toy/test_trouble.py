@@ -50,6 +50,8 @@ def test_a_falling_rank_is_named_since_its_best_step():
     (found,) = trouble.faults(rows(FALLING, ranks=ranks))
     assert found.startswith("falling since step 190: effective rank 22.0 there, 8.5 at the end")
     assert trouble.faults(rows(FALLING, ranks=ranks[:25] + [15.0] * 5)) == []
+    for unknown in ([math.nan, *ranks[1:]], [*ranks[:-1], math.nan]):
+        assert trouble.best_before(unknown) is None
 
 
 def test_an_encoder_too_large_for_its_pictures_is_named():
