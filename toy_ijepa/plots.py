@@ -84,11 +84,11 @@ def training_curves(histories: dict[str, History]) -> Figure:
     """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots(2, 3)
-    known = False
     for history in histories.values():
         means = [row.get("mean_loss", math.nan) for row in history.rows]
-        axes[0, 0].plot(history.column("progress"), means, color="0.6", linewidth=1)
-        known |= any(map(math.isfinite, means))
+        if any(map(math.isfinite, means)):
+            axes[0, 0].plot(history.column("progress"), means, color="0.6", linewidth=1)
+    known = bool(axes[0, 0].lines)
     for ax, (name, label) in zip(axes.flat, CURVES, strict=True):
         for (run, history), style in zip(histories.items(), ["-", "--", ":", "-."] * len(histories), strict=False):
             ax.plot(history.column("progress"), history.column(name), style, label=run)
