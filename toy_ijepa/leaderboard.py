@@ -5,7 +5,8 @@ python -m toy_ijepa.leaderboard my_method.py --held-out --seed 0
 python -m toy_ijepa.leaderboard my_method.py --name "my method" --by "my name"
 
 Your file has a function `build(seed)` that returns the model (a `toy_ijepa.training.Method`) for 32 px pictures, and,
-where the defaults of `TrainConfig` do not suit it, a dictionary CONFIG of its fields (steps, batch, lr ...).
+where the defaults of `TrainConfig` do not suit it, a dictionary CONFIG of its fields (steps, batch, lr ...). Choose
+them with --held-out, which never opens the test pictures.
 """
 
 from __future__ import annotations
@@ -159,7 +160,9 @@ def main() -> int:
     p.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2, which the rules ask for")
     p.add_argument("--held-out", action="store_true", help="choose settings: judge on held-out training pictures")
     p.add_argument("--data", default="cifar10", help="the rules ask for %(default)s; others to try things out")
-    p.add_argument("--out", type=Path, help="JSON to write (default: leaderboard-NAME.json here)")
+    p.add_argument(
+        "--out", type=Path, help="JSON to write (default: leaderboard-NAME.json here, or held-out-NAME.json)"
+    )
     p.add_argument("--table", action="store_true", help="write LEADERBOARD.md from the entries kept with the course")
     args = p.parse_args()
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"

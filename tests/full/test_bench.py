@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +73,31 @@ def test_one_gpu_is_asked_everything_within_minutes(tmp_path, monkeypatch, capsy
     for name in (*asked, "4 images, groups, eager, with cuDNN", "4 images, packed, eager, without cuDNN"):
         assert found[name]["not_asked"]
     assert "4 images, groups, eager" in capsys.readouterr().out
+
+
+def test_attention_asks_cudnn_as_the_question_says(monkeypatch):
+    """Each time against what the recipe's set-up chose; all else is left as it was."""
+    asked = []
+
+    @contextmanager
+    def idle(recipe, here):
+        yield SimpleNamespace(take=lambda count: [1.0] * count, run_ahead=lambda count: 1.0)
+
+    monkeypatch.setattr(gpu, "fresh", idle)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    smoke, there = RECIPES["smoke"], World(0, 1, torch.device("cuda"))
+    found = {}
+    for name, answer in gpu.questions(smoke, smoke, there, dict(matmul=1e12)):
+        if "images, " in name and "memory" not in name:
+            asked.clear()
+            answer()
+            found[name] = list(asked)
+    size = smoke.micro_batch
+    assert found.pop(f"{size} images, groups, eager, with cuDNN") == [True]
+    assert found.pop(f"{size} images, packed, eager, without cuDNN") == [False]
+    assert len(found) == 8
+    assert not any(found.values())
 
 
 def test_an_answer_that_fails_is_named_and_the_next_is_asked(monkeypatch):
