@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
 from full_ijepa import machine
 
@@ -62,9 +62,15 @@ class World:
         """A few numbers of each process, by rank."""
         if self.size == 1:
             return [values]
-        boxes = [torch.empty(len(values), dtype=torch.float64) for _ in range(self.size)]
-        dist.all_gather(boxes, torch.tensor(values, dtype=torch.float64))
-        return [box.tolist() for box in boxes]
+        return [box.tolist() for box in self.each(torch.tensor(values, dtype=torch.float64))]
+
+    def each(self, x: Tensor) -> list[Tensor]:
+        """A tensor of each process, by rank; all have the same shape."""
+        if self.size == 1:
+            return [x]
+        boxes = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(boxes, x)
+        return boxes
 
     def tell(self, text: str) -> list[str]:
         """A text of each process, by rank."""
@@ -96,6 +102,12 @@ class World:
     def any(self, value: bool) -> bool:
         """Whether it is true in any process."""
         return self.reduce(float(value), dist.ReduceOp.MAX) > 0
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, to the same bits in each."""
+        if self.size > 1:
+            dist.all_reduce(x := x.contiguous())
+        return x
 
     def reduce(self, value: float, how: dist.ReduceOp) -> float:
         if self.size == 1:

@@ -135,21 +135,38 @@ def neighbours(
     `toy_ijepa.probing.knn`.
     device  where it is computed (default: where x is), BLOCK samples at a time
     """
-    device = device or x.device
-    mean, k = x.mean(0).to(device), min(k, len(x))
+    near = nearest(x, queries, x.mean(0), k, device or x.device)
+    return vote(*near, y, count, temperature)
+
+
+def nearest(x: Tensor, queries: Tensor, mean: Tensor, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines of queries (Q, F) with the k nearest of the samples (S, F), and their numbers: (Q, min(k, S)) each.
+
+    mean  what both are centred on; all of it is computed on the device, BLOCK samples at a time
+    """
+    mean = mean.to(device)
     asked = F.normalize(queries.to(device) - mean, dim=1)
     best = torch.empty(len(asked), 0, device=device), torch.empty(len(asked), 0, dtype=torch.long, device=device)
     for first in range(0, len(x), BLOCK):
         bank = F.normalize(x[first : first + BLOCK].to(device) - mean, dim=1)
         found = [(part @ bank.T).topk(min(k, len(bank)), dim=1) for part in asked.split(1000)]  # (b, k) each
         cosine, index = (torch.cat(parts) for parts in zip(*found, strict=True))
-        cosine, index = torch.cat([best[0], cosine], dim=1), torch.cat([best[1], index + first], dim=1)
-        cosine, order = cosine.topk(min(k, cosine.shape[1]), dim=1)
-        best = cosine, index.gather(1, order)
-    y, known, said = y.to(device), torch.eye(count, device=device), []
-    for cosine, index in zip(*(part.split(1000) for part in best), strict=True):
-        near = known[y[index]] if task_of(y) == "classes" else y[index].float()  #    (b, k, c)
-        said.append(torch.einsum("bk,bkc->bc", (cosine / temperature).softmax(1), near).cpu())
+        best = closest(torch.cat([best[0], cosine], dim=1), torch.cat([best[1], index + first], dim=1), k)
+    return best
+
+
+def closest(cosine: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest cosines of each row (Q, n), and what has them: (Q, min(k, n)) each."""
+    cosine, order = cosine.topk(min(k, cosine.shape[1]), dim=1)
+    return cosine, index.gather(1, order)
+
+
+def vote(cosine: Tensor, index: Tensor, y: Tensor, count: int, temperature: float = 0.07) -> Tensor:
+    """What the neighbours (Q, k) of queries say, of all labels (S,) or (S, c): (Q, c), on the CPU; see `neighbours`."""
+    y, known, said = y.to(cosine.device), torch.eye(count, device=cosine.device), []
+    for near, rows in zip(cosine.split(1000), index.split(1000), strict=True):
+        told = known[y[rows]] if task_of(y) == "classes" else y[rows].float()  #    (b, k, c)
+        said.append(torch.einsum("bk,bkc->bc", (near / temperature).softmax(1), told).cpu())
     return torch.cat(said)
 
 

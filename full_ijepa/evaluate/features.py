@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,7 +28,6 @@ from full_ijepa.vit import Encoder
 from toy_ijepa.folders import ImageSet
 
 KEPT = 3_000_000_000  # bytes of features, tokens or pictures of a set that are kept in memory
-SENT = 2**16  # rows that one process sends to the leader at a time
 
 Make = Callable[[Tensor], Tensor]  # of pictures (B, C, H, W) in their own units, on the device
 
@@ -88,10 +86,10 @@ def all_tokens(encoder: Encoder, dtype: torch.dtype = torch.float32) -> Make:
     return make
 
 
-def share(count: int, rank: int, size: int) -> range:
-    """The rows of one process of `size`: whole chunks, so that a picture's batch is the same for any number of them."""
+def share(count: int, here: World) -> range:
+    """The rows of one process: whole chunks, so that a picture's batch is the same for any number of processes."""
     chunks = -(-count // pictures.CHUNK)
-    first, end = (min(-(-chunks * r // size) * pictures.CHUNK, count) for r in (rank, rank + 1))
+    first, end = (min(-(-chunks * r // here.size) * pictures.CHUNK, count) for r in (here.rank, here.rank + 1))
     return range(first, end)
 
 
@@ -119,12 +117,11 @@ def roomy(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Te
 
 @torch.no_grad()
 def together(makers: Sequence[Make], data: Labelled, here: World, folder: Path | None = None) -> list[Tensor]:
-    """What each of `makers` makes of all pictures: (S, ...) each, on the CPU, in one pass over the pictures.
+    """What each of `makers` makes of this process's share of the pictures: (S, ...) each, on the CPU, in one pass.
 
-    Every process encodes its share and has to call this; the leader gets all rows, the others are left with their own.
     folder  where large features go
     """
-    mine = share(len(data), here.rank, here.size)
+    mine = share(len(data), here)
     parts = (slice(start, min(start + pictures.CHUNK, mine.stop)) for start in mine[:: pictures.CHUNK])
     found: list[Tensor] = []
     with bar(data, len(mine), here) as told, matmul(here.device, "high"):
@@ -133,12 +130,12 @@ def together(makers: Sequence[Make], data: Labelled, here: World, folder: Path |
             made = (make(images) for make in makers)
             for n, x in enumerate(made):
                 if len(found) == n:
-                    rows = len(data) if here.leads else len(mine)
-                    found.append(roomy((rows, *x.shape[1:]), x.dtype, folder))
+                    found.append(roomy((len(mine), *x.shape[1:]), x.dtype, folder))
                 found[n][part.start - mine.start : part.stop - mine.start] = x.cpu()
             told.update(len(images))
-    found = found or [torch.empty(0) for _ in makers]  # more processes than chunks
-    return [gathered(x, len(data), here) for x in found]
+        if not mine:  # more processes than chunks: no row, but rows as wide as those of the others
+            found = [make(data.take(slice(0, 1)).to(here.device))[:0].cpu() for make in makers]
+    return found
 
 
 def bar(data: Labelled, count: int, here: World) -> tqdm:
@@ -152,20 +149,13 @@ def sent(images: Tensor, device: torch.device) -> Tensor:
     return images.pin_memory() if device.type == "cuda" else images
 
 
-def gathered(x: Tensor, count: int, here: World) -> Tensor:
-    """The rows of all processes at the leader, whose x (count, ...) holds its own first; others keep theirs.
-
-    Rows travel over gloo, so they have to be on the CPU.
-    """
-    for rank in range(1, here.size):
-        rows = share(count, rank, here.size)
-        for first in rows[::SENT]:
-            part = slice(first, min(first + SENT, rows.stop))
-            if here.rank == rank:
-                dist.send(x[part.start - rows.start : part.stop - rows.start].contiguous(), 0)
-            elif here.leads:
-                dist.recv(x[part], rank)
-    return x
+def gathered(rows: Tensor, count: int, here: World) -> Tensor:
+    """All rows (count, ...), of which each process has its share; every process gets them."""
+    if here.size == 1:
+        return rows
+    mine, found = share(count, here), rows.new_zeros(count, *rows.shape[1:])
+    found[mine.start : mine.stop] = rows
+    return here.total(found)
 
 
 def pooled(encoder: Encoder, data: Labelled, last: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:

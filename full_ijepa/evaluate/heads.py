@@ -1,6 +1,8 @@
 """What is linear in features: logistic regression for classes and tags, ridge regression for numbers.
 
 Features stay where they are, a disk perhaps, but for the rows that are asked for; what is computed, is on the device.
+Of several processes each has its share of the rows (`features.share`), and all labels; sums go over all, so that
+each has the same weights and the same answer, and all have to call.
 Labels are classes (int64, S), tags (bool, S x c) or numbers (float32, S x c); the loss follows from their type.
 """
 
@@ -8,14 +10,15 @@ Labels are classes (int64, S), tags (bool, S x c) or numbers (float32, S x c); t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from full_ijepa.evaluate.features import matmul, placed
+from full_ijepa.distributed import World
+from full_ijepa.evaluate.features import alone, gathered, matmul, placed, share
 from full_ijepa.labels import apart, task_of
 from full_ijepa.order import mix
 from toy_ijepa.schedules import warmup_cosine
@@ -67,13 +70,15 @@ def loss_of(out: Tensor, y: Tensor, count: int | None = None) -> Tensor:
     return F.mse_loss(out, y, reduction="sum") / count
 
 
-def worth(out: Tensor, y: Tensor) -> tuple[float, ...]:
+def worth(out: Tensor, y: Tensor, count: int, here: World) -> tuple[float, ...]:
     """What a choice on held-out samples goes by: accuracy of classes, then the loss, so that more is better.
 
+    out, y  of this process's share of them; `count` are all
     TRAP: on few held-out samples many rates have the same accuracy, the lowest among them, which has hardly learned.
     """
-    loss = -loss_of(out, y).item()
-    return ((out.argmax(-1) == y).double().mean().item(), loss) if task_of(y) == "classes" else (loss,)
+    right = (out.argmax(-1) == y).sum().item() if task_of(y) == "classes" else 0
+    right, loss = here.total(torch.tensor([right, loss_of(out, y, count).item()], dtype=torch.float64)).tolist()
+    return right / count, -loss
 
 
 def answer(out: Tensor, y: Tensor) -> Tensor:
@@ -88,51 +93,84 @@ def answer(out: Tensor, y: Tensor) -> Tensor:
 class Rows:
     """Features (S, F), standardised on the device when they are asked for; x itself may be larger than its memory.
 
-    index  the rows of x that there are; None for all
+    x      the rows of this process: its share of `count`
+    index  numbers of the rows that there are, of `count`; None for all
     """
 
     x: Tensor
-    mean: Tensor
-    std: Tensor
+    count: int
+    here: World
     index: Tensor | None = None
+    mean: Tensor | float = 0.0
+    std: Tensor | float = 1.0
+
+    @staticmethod
+    def of(x: Tensor, here: World | None = None) -> Rows:
+        """This process's rows (S, F) of a set, on the device if they fit (default: one process, where they are)."""
+        here = here or alone(x.device)
+        return Rows(placed(x, here.device), int(here.total(torch.tensor(len(x)))), here)
 
     @property
     def device(self) -> torch.device:
-        return self.mean.device
+        return self.here.device
+
+    @property
+    def mine(self) -> range:
+        """Numbers of the rows in x."""
+        return share(self.count, self.here)
 
     @property
     def shape(self) -> tuple[int, int]:
         return len(self), self.x.shape[1]
 
     def __len__(self) -> int:
-        return len(self.x) if self.index is None else len(self.index)
+        return self.count if self.index is None else len(self.index)
 
-    def __getitem__(self, part: Tensor | slice) -> Tensor:
-        """Rows (B, F) of a range, or of these numbers (B,)."""
-        if self.index is not None:
-            part = self.index[part] if isinstance(part, slice) else self.index.to(part.device)[part]
-        part = part if isinstance(part, slice) else part.to(self.x.device)
-        return (self.x[part].to(self.device) - self.mean) / self.std
+    def __getitem__(self, part: Tensor) -> Tensor:
+        """Rows (B, F) of these numbers (B,), which are this process's; whoever asks may write in them."""
+        part = part if self.index is None else self.index[part]
+        rows = self.x[(part - self.mine.start).to(self.x.device)].to(self.device)
+        return rows.sub_(self.mean).div_(self.std)
 
     def some(self, index: Tensor) -> Rows:
         """The rows of these numbers, of those that there are."""
-        return replace(self, index=index if self.index is None else self.index[index])
+        return replace(self, index=index.to(self.device) if self.index is None else self.index[index])
 
-    def blocks(self) -> list[slice]:
-        """All rows, BLOCK at a time."""
-        return [slice(first, min(first + BLOCK, len(self))) for first in range(0, len(self), BLOCK)]
+    def batches(self, order: Tensor, batch: int) -> Sequence[Tensor]:
+        """Of each `batch` of these numbers (S,) those that are this process's, on the device: sent there at once."""
+        if self.here.size == 1:
+            return order.to(self.device).split(batch)
+        rows = order if self.index is None else self.index.cpu()[order]
+        mine = (rows >= self.mine.start) & (rows < self.mine.stop)
+        return order[mine].to(self.device).split([int(part.sum()) for part in mine.split(batch)])
+
+    def blocks(self) -> Sequence[Tensor]:
+        """The numbers of all rows that are this process's, BLOCK at a time."""
+        return self.batches(torch.arange(len(self)), len(self))[0].split(BLOCK)
+
+    def of_mine(self, y: Tensor) -> Tensor:
+        """Labels of the rows that are this process's, on the device, of those of all."""
+        return y.to(self.device)[torch.cat(self.blocks())]
+
+    def standardised(self) -> Rows:
+        """The same rows with a mean of 0 and a std of 1 over all of them."""
+        first = sum(self[block].sum(0).cpu().double() for block in self.blocks())
+        mean = (self.here.total(first) / len(self)).float().to(self.device)
+        second = sum(self[block].sub_(mean).square_().sum(0).cpu().double() for block in self.blocks())
+        std = (self.here.total(second) / (len(self) - 1)).sqrt().float().to(self.device)
+        return replace(self, mean=mean, std=std.clamp_min(1e-6))
 
 
-def as_rows(train: Tensor, test: Tensor, device: torch.device | None) -> tuple[Rows, Rows]:
-    """Both sets of features (S, F), standardised by the first, on the device (default: where they are) if they fit."""
-    device = device or train.device
-    train, test = placed(train, device), placed(test, device)
-    mean, std = train.mean(0).to(device), train.std(0).clamp_min(1e-6).to(device)
-    return Rows(train, mean, std), Rows(test, mean, std)
+def as_rows(train: Tensor, test: Tensor, here: World | None = None, few: Tensor | None = None) -> tuple[Rows, Rows]:
+    """Both sets of features (S, F), standardised by the first, or by the `few` rows of it that are to be used."""
+    x, x_test = Rows.of(train, here), Rows.of(test, here)
+    x = (x if few is None else x.some(few)).standardised()
+    return x, replace(x_test, mean=x.mean, std=x.std)
 
 
 def fit_linear(x: Tensor | Rows, y: Tensor, classes: int, rates: tuple[float, ...], epochs: int, seed: int) -> Tensor:
     """Linear classifiers for all rates at once, by Adam with a cosine schedule: weights and bias (R, c, F + 1)."""
+    x = x if isinstance(x, Rows) else Rows.of(x)
     R, device, y = len(rates), x.device, y.to(x.device)
     weight = torch.zeros(R, classes, x.shape[1] + 1, device=device, requires_grad=True)
     rate = torch.tensor(rates).to(device)[:, None, None]
@@ -141,12 +179,12 @@ def fit_linear(x: Tensor | Rows, y: Tensor, classes: int, rates: tuple[float, ..
     steps = epochs * (len(x) // batch)
     generator, step = torch.Generator().manual_seed(seed), 0
     while step < steps:
-        order = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].to(device)
-        for index in order.split(batch):
+        order = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch]
+        for index in x.batches(order, batch):
             logits = torch.einsum("bf,rcf->rbc", x[index], weight[:, :, :-1]) + weight[:, None, :, -1]
             many = y[index].repeat(R, *[1] * (y.ndim - 1))
-            loss = R * loss_of(logits.flatten(0, 1), many)
-            (weight.grad,) = torch.autograd.grad(loss, weight)
+            loss = loss_of(logits.flatten(0, 1), many, batch)
+            weight.grad = x.here.total(*torch.autograd.grad(loss, weight))
             before = weight.detach().clone()
             optimiser.step()
             with torch.no_grad():  # Adam's step of size 1, scaled for each classifier by its own rate
@@ -161,7 +199,7 @@ def apply_linear(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def applied(weight: Tensor, x: Rows) -> Tensor:
-    """What `apply_linear` says of all rows: (R, S, c)."""
+    """What `apply_linear` says of all rows, or of this process's share of them: (R, S, c)."""
     return torch.cat([apply_linear(weight, x[block]) for block in x.blocks()], dim=1)
 
 
@@ -174,22 +212,27 @@ def linear(
     epochs: int = 50,
     rate: float | None = None,
     groups: Tensor | None = None,
-    device: torch.device | None = None,
+    here: World | None = None,
+    few: Tensor | None = None,
 ) -> Verdict:
     """A linear probe on standardised features (S, F): logistic for classes, and for each tag on its own.
 
     rate    of learning; without one it is chosen on a held-out tenth of the training set
     groups  of the training samples (S,): none is parted by what is held out
-    device  where to compute (default: where the features are)
+    here    the process among others, and where to compute (default: one, where the features are)
+    few     numbers of the training samples that are used, and y of all; None for all
     """
-    x, x_test = as_rows(train, test, device)
+    x, x_test = as_rows(train, test, here, few)
+    y = y if few is None else y[few]
     with matmul(x.device, "high"):
         if rate is None:
             rest, held = hold_out(len(x), seed, groups)
             tried = applied(fit_linear(x.some(rest), y[rest], classes, RATES, epochs, seed), x.some(held))
-            rate, _ = max(zip(RATES, tried, strict=True), key=lambda pair: worth(pair[1], y[held].to(x.device)))
-        said = applied(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0]
-    return Verdict(answer(said, y).cpu(), rate)
+            truth = x.some(held).of_mine(y[held])
+            worths = [worth(scores, truth, len(held), x.here) for scores in tried]
+            rate = RATES[worths.index(max(worths))]
+        said = gathered(applied(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0], len(x_test), x.here)
+    return Verdict(answer(said.cpu(), y), rate)
 
 
 def standardised(y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -206,7 +249,7 @@ def moments(x: Rows, y: Tensor) -> tuple[Tensor, Tensor]:
     for block in x.blocks():
         rows = x[block]
         gram, cross = gram + rows.T @ rows, cross + rows.T @ y[block]
-    return gram / len(x), cross / len(x)
+    return x.here.total(gram) / len(x), x.here.total(cross) / len(x)
 
 
 def ridge(
@@ -216,14 +259,16 @@ def ridge(
     seed: int = 0,
     groups: Tensor | None = None,
     penalty: float | None = None,
-    device: torch.device | None = None,
+    here: World | None = None,
+    few: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """Numbers (S,) or (S, c) predicted from features by ridge regression, on the CPU, and its penalty.
 
-    penalty  without one it is chosen on a held-out tenth, which parts no group (S,)
-    device   where to compute (default: where the features are)
+    penalty    without one it is chosen on a held-out tenth, which parts no group (S,)
+    here, few  as `linear` takes them
     """
-    x, x_test = as_rows(train, test, device)
+    x, x_test = as_rows(train, test, here, few)
+    y = y if few is None else y[few]
 
     def fit(x: Rows, y: Tensor) -> Callable[[float, Rows], Tensor]:
         y = y.to(x.device)
@@ -239,14 +284,13 @@ def ridge(
     with matmul(x.device, "highest"):
         if penalty is None:
             rest, held = hold_out(len(x), seed, groups)
-            truth, scale = (
-                y[held].to(x.device),
-                y.std(0).clamp_min(1e-6).to(x.device),
-            )  # columns have units of their own
+            truth = x.some(held).of_mine(y[held])
+            scale = y.std(0).clamp_min(1e-6).to(x.device)  # columns have units of their own
             predict = fit(x.some(rest), y[rest])
 
             def lost(penalty: float) -> float:
-                return ((predict(penalty, x.some(held)) - truth) / scale).square().mean().item()
+                squares = ((predict(penalty, x.some(held)) - truth) / scale).square().sum()
+                return x.here.total(squares).item()
 
             penalty = min(PENALTIES, key=lost)
-        return fit(x, y)(penalty, x_test).cpu(), penalty
+        return gathered(fit(x, y)(penalty, x_test), len(x_test), x.here).cpu(), penalty

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from full_ijepa.evaluate.features import matmul
+from full_ijepa.distributed import World
+from full_ijepa.evaluate.features import gathered, matmul
 from full_ijepa.evaluate.heads import Rows, Verdict, answer, applied, as_rows, hold_out, loss_of, standardised, worth
 
 BATCH, STEPS = 16384, 78  # samples of a step, and steps of an epoch of ImageNet with it
@@ -54,10 +55,10 @@ def fit(x: Rows, y: Tensor, c: int, settings: list[Setting], seed: int, epochs: 
     batch = min(BATCH, max(len(x) // STEPS, LEAST), len(x))
     for epoch in range(epochs):
         rate = SCALE * rates * 0.1 ** (epoch // FALLS)
-        order = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].to(x.device)
-        for index in order.split(batch):
-            rows = normed(x[index]) if settings[0].norm else x[index]
-            down, aside = slopes(weight, bias, rows, y[index])
+        order = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch]
+        for index in x.batches(order, batch):
+            rows = normed(x[index], batch, x.here) if settings[0].norm else x[index]
+            down, aside = (x.here.total(slope) for slope in slopes(weight, bias, rows, y[index], batch))
             long, steep = weight.flatten(1).norm(dim=1), down.flatten(1).norm(dim=1)  # (G,)
             local = rate * TRUST * long / (steep + decays * long).clamp_min(1e-12)
             turning = MOMENTUM * turning + local[:, None, None] * (down + decays[:, None, None] * weight)
@@ -66,16 +67,23 @@ def fit(x: Rows, y: Tensor, c: int, settings: list[Setting], seed: int, epochs: 
     return torch.cat([weight, bias[..., None]], dim=2)
 
 
-def normed(rows: Tensor) -> Tensor:
-    """Features (B, F) as a batch norm gives them in training; its scale and shift are those of the layer behind it."""
-    return (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-6)
+def normed(rows: Tensor, count: int, here: World) -> Tensor:
+    """Features as a batch norm gives them in training: this process's (B, F), of a batch of `count`.
+
+    The norm's scale and shift are those of the layer behind it.
+    """
+    rows = rows - here.total(rows.sum(0)) / count
+    return rows / (here.total(rows.square().sum(0)) / count).sqrt().clamp_min(1e-6)
 
 
-def slopes(weight: Tensor, bias: Tensor, rows: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the loss of each of G layers on rows (B, F): of weights (G, c, F) and biases (G, c)."""
+def slopes(weight: Tensor, bias: Tensor, rows: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Gradients of the loss of each of G layers on rows (B, F): of weights (G, c, F) and biases (G, c).
+
+    count  of the batch that these rows are a part of
+    """
     G = len(weight)
     out = (torch.einsum("bf,gcf->gbc", rows, weight) + bias[:, None]).requires_grad_()
-    loss = G * loss_of(out.flatten(0, 1), y.repeat(G, *[1] * (y.ndim - 1)))
+    loss = loss_of(out.flatten(0, 1), y.repeat(G, *[1] * (y.ndim - 1)), count)
     (slope,) = torch.autograd.grad(loss, out)
     return torch.einsum("gbc,bf->gcf", slope, rows), slope.sum(1)
 
@@ -86,24 +94,22 @@ def linear(
     classes: int,
     seed: int = 0,
     groups: Tensor | None = None,
-    device: torch.device | None = None,
+    here: World | None = None,
     epochs: int = EPOCHS,
 ) -> tuple[Verdict, Setting]:
     """The best of all settings, chosen on a held-out tenth, and which one it is.
 
     sets    features of training and test samples, (S, F) and (Q, F), of each kind of layers
     groups  of the training samples (S,): none is parted by what is held out
+    here    the process among others, and where to compute (default: one, where the features are)
     """
     labels, back = standardised(y)
     tried: list[tuple[tuple[float, ...], Setting]] = []
 
     def rows(setting: Setting) -> tuple[Rows, Rows]:
         """As features are; where there is a norm, it has at last the statistics of all training samples."""
-        x, x_test = as_rows(*sets[setting.layers], device)
-        if not setting.norm:
-            plain = torch.zeros_like(x.mean), torch.ones_like(x.std)
-            x, x_test = Rows(x.x, *plain), Rows(x_test.x, *plain)
-        return x, x_test
+        train, test = sets[setting.layers]
+        return as_rows(train, test, here) if setting.norm else (Rows.of(train, here), Rows.of(test, here))
 
     for layers, norm in product(sets, (False, True)):
         settings = [Setting(layers, norm, *pair) for pair in product(RATES, DECAYS)]
@@ -111,10 +117,10 @@ def linear(
         rest, held = hold_out(len(x), seed, groups)
         with matmul(x.device, "high"):
             out = applied(fit(x.some(rest), labels[rest], classes, settings, seed, epochs), x.some(held))
-        truth = labels[held].to(x.device)
-        tried += zip((worth(scores, truth) for scores in out), settings, strict=True)
+        truth = x.some(held).of_mine(labels[held])
+        tried += zip((worth(scores, truth, len(held), x.here) for scores in out), settings, strict=True)
     _, best = max(tried, key=lambda pair: pair[0])
     x, x_test = rows(best)
     with matmul(x.device, "high"):
-        said = applied(fit(x, labels, classes, [best], seed, epochs), x_test)[0].cpu()
-    return Verdict(back(answer(said, labels)), best.rate), best
+        said = gathered(applied(fit(x, labels, classes, [best], seed, epochs), x_test)[0], len(x_test), x.here)
+    return Verdict(back(answer(said.cpu(), labels)), best.rate), best

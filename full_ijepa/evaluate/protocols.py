@@ -1,4 +1,7 @@
-"""The protocols: each is asked of a `Subject`, an encoder with the pictures that it is judged on."""
+"""The protocols: each is asked of a `Subject`, an encoder with the pictures that it is judged on.
+
+Under torchrun every process has to ask, and hears the same.
+"""
 
 # Shape legend:  S pictures  F features  c classes
 
@@ -12,12 +15,23 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from full_ijepa import metrics
 from full_ijepa.distributed import World
 from full_ijepa.evaluate import heads, paper, tuning
-from full_ijepa.evaluate.features import Make, alone, averages, matmul, pictures_of, together, tokens_of
+from full_ijepa.evaluate.features import (
+    Make,
+    alone,
+    averages,
+    gathered,
+    matmul,
+    pictures_of,
+    share,
+    together,
+    tokens_of,
+)
 from full_ijepa.evaluate.pictures import Labelled
 from full_ijepa.labels import Task, task_of
 from full_ijepa.order import mix
@@ -66,7 +80,7 @@ class Subject:
         return lambda images: pixel_features(self.train.pixels.scaled(images))
 
     def features(self, data: Labelled, key: str, layers: Literal["last", "last4"] = "last") -> Tensor:
-        """Features (S, F) of a set, on the CPU, remembered under a key."""
+        """Features (S, F) of this process's share of a set, on the CPU, remembered under a key."""
         if key not in self.known:
             learn([self], data, key)
         found = self.known[key]
@@ -91,10 +105,7 @@ class Subject:
 
 
 def learn(subjects: Sequence[Subject], data: Labelled, key: str) -> None:
-    """Each subject gets its features of a set under a key, in one pass for all; those that share what they know, once.
-
-    All processes have to call it.
-    """
+    """Each subject gets its features of a set under a key, in one pass; those that share what they know, once."""
     lacking = {id(s.known): s for s in subjects if key not in s.known}
     if lacking:
         first = next(iter(lacking.values()))
@@ -113,29 +124,37 @@ def knn(s: Subject) -> dict[str, Any]:
     return metrics.judged(near(s, *s.pair()), s.test.labels, s.test.classes)
 
 
-def near(s: Subject, x: Tensor, x_test: Tensor) -> Tensor:
-    """What the nearest neighbours in x say of x_test: (S, c)."""
+def near(s: Subject, x: Tensor, x_test: Tensor, k: int = 20) -> Tensor:
+    """What the nearest neighbours in x say of x_test, shares of both: of all test samples (S, c).
+
+    Each process finds those of all queries among its own samples; the nearest of all of them answer.
+    """
+    count, k = len(s.train), min(k, len(s.train))
+    mean, queries = s.here.total(x.sum(0)) / count, gathered(x_test, len(s.test), s.here)
     with matmul(s.device, "highest"):
-        return metrics.neighbours(x, s.train.labels, x_test, s.classes, device=s.device)
+        cosine, index = metrics.nearest(x, queries, mean, k, s.device)
+    lacking = (0, k - cosine.shape[1])  # of a process with few samples
+    cosine, index = F.pad(cosine, lacking, value=-2.0), F.pad(index + share(count, s.here).start, lacking)
+    found = metrics.closest(torch.cat(s.here.each(cosine), 1), torch.cat(s.here.each(index), 1), k)
+    return metrics.vote(*found, s.train.labels, s.classes)
 
 
-def fitted(s: Subject, x: Tensor, y: Tensor, x_test: Tensor, groups: Tensor | None, few: bool = False) -> heads.Verdict:
+def fitted(s: Subject, x: Tensor, x_test: Tensor, few: Tensor | None = None) -> heads.Verdict:
     """What is linear in features: logistic for classes and tags, ridge regression for numbers.
 
-    few  a handful of labels leaves nothing to choose on: the same rate or penalty for everybody
+    few  numbers of a handful of labels: they leave nothing to choose on, so the same rate or penalty for everybody
     """
+    y, given = s.train.labels, dict(groups=s.train.groups, here=s.here, few=few)
     if s.task == "numbers":
-        return heads.Verdict(*heads.ridge(x, y, x_test, s.seed, groups, FEW_PENALTY if few else None, s.device))
-    rate = FEW_RATE if few else None
-    return heads.linear(x, y, x_test, s.classes, s.seed, rate=rate, groups=groups, device=s.device)
+        return heads.Verdict(*heads.ridge(x, y, x_test, s.seed, penalty=None if few is None else FEW_PENALTY, **given))
+    return heads.linear(x, y, x_test, s.classes, s.seed, rate=None if few is None else FEW_RATE, **given)
 
 
 def linear(s: Subject) -> dict[str, Any]:
     """A linear layer on averaged features of the last block, and of the last four."""
     found = {}
     for layers in ("last", "last4") if s.encoder is not None else ("last",):
-        x, x_test = s.pair(layers)
-        found[layers] = judged(fitted(s, x, s.train.labels, x_test, s.train.groups), s.test)
+        found[layers] = judged(fitted(s, *s.pair(layers)), s.test)
     found.setdefault("last4", found["last"])  # pixels have no layers
     more = {f"{name}_last4": found["last4"][name] for name in (metrics.SHOWN[s.task][0], "rate")}
     return found["last"] | more
@@ -144,27 +163,25 @@ def linear(s: Subject) -> dict[str, Any]:
 def paper_linear(s: Subject) -> dict[str, Any]:
     """The linear probe of the paper's appendix (full_ijepa.evaluate.paper)."""
     sets = {layers: s.pair(layers) for layers in (("last",) if s.encoder is None else ("last", "last4"))}
-    verdict, setting = paper.linear(sets, s.train.labels, s.classes, s.seed, s.train.groups, s.device)
+    verdict, setting = paper.linear(sets, s.train.labels, s.classes, s.seed, s.train.groups, s.here)
     return judged(verdict, s.test) | dict(layers=setting.layers, norm=setting.norm, decay=setting.decay)
 
 
 def attentive(s: Subject) -> dict[str, Any] | None:
-    """One learned query over all frozen tokens, then a linear layer. All processes have to call it."""
+    """One learned query over all frozen tokens, then a linear layer."""
     if s.encoder is None:
         return None
     x, x_test = (tokens_of(s.encoder, data, s.here, s.dtype) for data in (s.train, s.test))
     args = x, s.train.labels, x_test, s.classes, s.encoder.config["heads"], s.here, s.seed
-    found = tuning.attentive(*args, groups=s.train.groups)
-    return judged(found, s.test) if s.here.leads else None
+    return judged(tuning.attentive(*args, groups=s.train.groups), s.test)
 
 
 def finetune(s: Subject) -> dict[str, Any] | None:
-    """Everything is trained on the labels. All processes have to call it."""
+    """Everything is trained on the labels."""
     if s.encoder is None:
         return None
     args = pictures_of(s.train), s.train.labels, pictures_of(s.test), s.classes, s.recipe, s.seed
-    found = tuning.finetune(s.encoder, *args, dtype=s.dtype, groups=s.train.groups, here=s.here)
-    return judged(found, s.test) if s.here.leads else None
+    return judged(tuning.finetune(s.encoder, *args, dtype=s.dtype, groups=s.train.groups, here=s.here), s.test)
 
 
 def lowshot(s: Subject) -> dict[str, Any]:
@@ -184,7 +201,7 @@ def lowshot(s: Subject) -> dict[str, Any]:
             few = few_labels(s.train.labels, kind, amount, mix(s.seed, "few", draw))
             if len(few) < 2:
                 break
-            verdict = fitted(s, x[few], s.train.labels[few], x_test, None, few=True)
+            verdict = fitted(s, x, x_test, few)
             scores.append(metrics.headline(verdict.scores, s.test.labels))
         if scores:
             found[label] = {name: mean(scores), "spread": stdev(scores), "labels": len(few)}
@@ -216,14 +233,14 @@ def dense(s: Subject) -> dict[str, Any] | None:
     counts = {split: f["count"] - 1 for split, f in factors.items()}
 
     def classified(labels: dict[str, Tensor], classes: int) -> float:
-        verdict = heads.linear(x, labels["train"], x_test, classes, s.seed, device=s.device)
+        verdict = heads.linear(x, labels["train"], x_test, classes, s.seed, here=s.here)
         return 100 * (verdict.predicted == labels["test"]).double().mean().item()
 
     front = {split: nearest(f, "shape").long() for split, f in factors.items()}
     found = dict(accuracy=classified(counts, MOST), front=classified(front, len(shapes.CLASSES)))
     for name in ("size", "x", "y"):
         y, truth = (nearest(f, name) for f in factors.values())
-        guess, _ = heads.ridge(x, y, x_test, s.seed, device=s.device)
+        guess, _ = heads.ridge(x, y, x_test, s.seed, here=s.here)
         found[f"nearest_{name}_r2"] = 100 * (1 - ((guess - truth).square().mean() / truth.var(correction=0))).item()
     return found
 
@@ -290,9 +307,7 @@ PROTOCOLS: dict[str, Callable[[Subject], dict[str, Any] | None]] = {
     "dense": dense,
     "resolution": resolution,
 }
-# What is trained with the encoder in the loop, by all processes; all others need the features of these sets, and then
-# the leader alone.
-TRAINED = ("attentive", "finetune")
+# What needs features of these sets; the others train with the encoder in the loop.
 NEEDED: dict[str, Callable[[Subject], dict[str, Labelled]]] = {
     "knn": own_sets,
     "linear": own_sets,

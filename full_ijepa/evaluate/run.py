@@ -62,7 +62,7 @@ def evaluate(
     most     at most so many labelled training pictures, drawn at random
     seeds    of heads, of the random encoder and of what is held out; mean and spread are reported
     which    the checkpoint, as `load_run` takes it; others than the last write OUT/evaluation-WHICH.json
-    Under torchrun all processes encode and train together; the leader's result is whole, that of the others empty.
+    Under torchrun all processes encode and fit together; the leader has the result, the others get an empty one.
     Raises ValueError for an unknown protocol, a run without checkpoints, data without labels, or a table with mistakes.
     """
     chosen, seeds = [name for name in protocols if lookup(PROTOCOLS, name, "protocol")], list(seeds)
@@ -84,14 +84,10 @@ def evaluate(
         rows: dict[str, dict[str, list]] = {}
         for protocol in chosen:
             learn_for(protocol, [subject for _, subject in subjects])
-            if protocol in known.TRAINED:
-                add(protocol, subjects, rows)
-    if not here.leads:  # what is left needs features alone, and may take longer than others wait
-        return {}
-    for protocol in chosen:
-        if protocol not in known.TRAINED:
             add(protocol, subjects, rows)
     known.scenes.cache_clear()
+    if not here.leads:
+        return {}
     result = dict(
         run=str(out),
         step=step,

@@ -129,23 +129,20 @@ def teach(
 def said(
     modules: Sequence[nn.Module], source: Source, index: Tensor, here: World, prepare: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """What modules say of the samples `index` (S,) of a source: (S, R, c), on the CPU; all of it at the leader."""
-    mine = share(len(index), here.rank, here.size)
-    parts = [part for part in index[mine.start : mine.stop].split(JUDGED) if len(part)]
+    """What modules say of this process's share of the samples `index` (S,) of a source: (S, R, c), on the CPU."""
+    mine = of_mine(index, here)
+    parts = (mine if len(mine) else index[:1]).split(JUDGED)  # no sample, but an answer as wide as those of the others
     found = [
         torch.stack([module(prepare(x)) for module in modules], dim=1).cpu()
         for x in batches(source, parts, here.device)
     ]
-    rows = torch.cat(found) if found else torch.empty(0)
-    if here.leads and here.size > 1:  # room for those of the others
-        rows = torch.cat([rows, rows.new_empty(len(index) - len(rows), *rows.shape[1:])])
-    return gathered(rows, len(index), here)
+    return torch.cat(found)[: len(mine)]
 
 
-def best(rates: Sequence[float], tried: Tensor, y: Tensor, here: World) -> float:
-    """The rate whose answers (S, R, c), which the leader has, are best; every process learns of it."""
-    number = max(range(len(rates)), key=lambda n: worth(tried[:, n], y)) if here.leads else -1
-    return rates[int(here.reduce(float(number), dist.ReduceOp.MAX))]
+def of_mine(index: Tensor, here: World) -> Tensor:
+    """Those of the samples (S,) that this process answers for."""
+    mine = share(len(index), here)
+    return index[mine.start : mine.stop]
 
 
 def chosen(
@@ -161,9 +158,11 @@ def chosen(
     """What modules fitted to all training samples say of the test samples (S, c), and the rate that a tenth chose."""
     train, test = sources
     rest, held = hold_out(len(train), seed, groups)
-    rate = best(rates, say(fit(rest, rates), train, held), y[held], here)
+    tried, truth = say(fit(rest, rates), train, held), y[of_mine(held, here)]
+    worths = [worth(tried[:, n], truth, len(held), here) for n in range(len(rates))]
+    rate = rates[worths.index(max(worths))]
     out = say(fit(torch.arange(len(train)), (rate,)), test, torch.arange(len(test)))
-    return (out[:, 0] if here.leads else out), rate
+    return gathered(out[:, 0], len(test), here), rate
 
 
 def attentive(
@@ -180,7 +179,7 @@ def attentive(
     """An attentive probe on frozen tokens (S, N, D); the rate is chosen on a held-out tenth of the training set.
 
     All rates are tried on the same tokens at once, which may have to be made anew each time. Every process has to call
-    it; the leader's verdict has the scores.
+    it.
     """
     y, back = standardised(y)
     width = next(batches(train, [torch.arange(1)], here.device)).shape[-1]
@@ -199,7 +198,7 @@ def attentive(
 
     with matmul(here.device, "high"):
         out, rate = chosen(fit, say, (3e-4, 1e-3, 3e-3), (train, test), y, seed, groups, here)
-    return Verdict(back(answer(out, y)) if here.leads else out, rate)
+    return Verdict(back(answer(out, y)), rate)
 
 
 class Classifier(nn.Module):
@@ -241,7 +240,7 @@ def finetune(
     """Train everything on pictures (S, C, H, W), cropped and mirrored; the rate is chosen on a held-out tenth.
 
     dtype  bfloat16 computes products in it; float16 would need its loss scaled, and is not used here
-    Every process has to call it; the leader's verdict has the scores.
+    Every process has to call it.
     """
     here = here or alone(next(encoder.parameters()).device)
     y, back = standardised(y)
@@ -268,4 +267,4 @@ def finetune(
 
     with matmul(here.device, "high"):
         out, rate = chosen(fit, say, (5e-4, 2e-3), (train, test), y, seed, groups, here)
-    return Verdict(back(answer(out, y)) if here.leads else out, rate)
+    return Verdict(back(answer(out, y)), rate)

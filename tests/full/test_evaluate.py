@@ -184,7 +184,7 @@ def test_dense_asks_which_shape_is_in_front(monkeypatch):
     class Knowing:
         """Features that say which silhouette is nearest, and nothing else."""
 
-        recipe, seed, device = RECIPES["smoke"].replace(image_size=16), 0, torch.device("cpu")
+        recipe, seed, here = RECIPES["smoke"].replace(image_size=16), 0, alone()
 
         def features(self, data, part):
             count, seed = scenes[part]

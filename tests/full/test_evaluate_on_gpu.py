@@ -7,6 +7,7 @@ import torch
 
 from full_ijepa import doctor, machine, metrics, report
 from full_ijepa.evaluate import PROTOCOLS, features, heads, paper, protocols
+from full_ijepa.evaluate.features import alone
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import Subject
 from full_ijepa.recipes.base import Recipe
@@ -55,9 +56,9 @@ def test_probes_compute_where_they_are_told():
     x, y = torch.randn(90, 5), torch.arange(90) % 3
     with gpu() as seen:
         for probe in (
-            lambda: heads.linear(x, y, x, 3, epochs=1, device=CUDA),
-            lambda: heads.ridge(x, x[:, :2], x, device=CUDA),
-            lambda: paper.linear({"last": (x, x)}, y, 3, device=CUDA, epochs=1),
+            lambda: heads.linear(x, y, x, 3, epochs=1, here=alone(CUDA)),
+            lambda: heads.ridge(x, x[:, :2], x, here=alone(CUDA)),
+            lambda: paper.linear({"last": (x, x)}, y, 3, here=alone(CUDA), epochs=1),
             lambda: metrics.neighbours(x, y, x, 3, device=CUDA),
         ):
             seen.forget()
@@ -72,10 +73,10 @@ def test_what_the_gpu_has_no_room_for_stays_and_is_brought_in_parts(monkeypatch)
     for free, there in ((FREE, True), (x.nbytes, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
         with gpu():
-            rows, _ = heads.as_rows(x, x, CUDA)
+            rows, _ = heads.as_rows(x, x, alone(CUDA))
             assert (rows.x.device == CUDA) == there
             assert rows[torch.arange(4)].device == CUDA
-            found = heads.linear(x, y, x, 3, epochs=2, device=CUDA)
+            found = heads.linear(x, y, x, 3, epochs=2, here=alone(CUDA))
         assert torch.allclose(found.scores, told.scores, atol=1e-5)
 
 
