@@ -152,7 +152,7 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     checkpoint: str = "last",
 ) -> int:
-    """Judge a run beside a random encoder and pixels; under torchrun all processes encode. Writes RUN/evaluation.json.
+    """Judge a run beside a random encoder and pixels, under torchrun by all processes. Writes RUN/evaluation.json.
 
     Args:
         run: the --out of a pretrain

@@ -104,7 +104,7 @@ class World:
         return self.reduce(float(value), dist.ReduceOp.MAX) > 0
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, to the same bits in each."""
+        """The sum of a tensor over all processes, to the same bits in each; x may be written over."""
         if self.size > 1:
             dist.all_reduce(x := x.contiguous())
         return x

@@ -93,25 +93,29 @@ def share(count: int, here: World) -> range:
     return range(first, end)
 
 
-def roomy(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
-    """Room for features: in memory, or from KEPT bytes on in a file without a name in the folder, or in the system's.
+def roomy(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None, processes: int = 1) -> Tensor:
+    """Room for features: in memory, or in a file without a name in the folder, or in the system's.
 
+    processes  that need as much at the same time: the file is for more than KEPT bytes of all together
     Raises OSError if the disk has too little space.
     """
     size = prod(shape) * dtype.itemsize
-    if size <= KEPT:
+    if size * processes <= KEPT:
         return torch.empty(shape, dtype=dtype)
     with tempfile.TemporaryFile(dir=folder) as file:  # the map below keeps it, whatever ends the program removes it
         free = shutil.disk_usage(folder or tempfile.gettempdir()).free
-        if free < size:
+        try:
+            if free < size:
+                raise OSError
+            if hasattr(os, "posix_fallocate"):  # TRAP: a map of a file with holes dies of a bus error on a full disk
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
             raise OSError(
                 f"features need {size / 1e9:.1f} GB in {folder or tempfile.gettempdir()}, where {free / 1e9:.1f} are "
                 "free: make room, or take fewer labels (--most)"
-            )
-        if hasattr(os, "posix_fallocate"):  # TRAP: a map of a file with holes dies of a bus error on a full disk
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+            ) from error
         return torch.from_numpy(np.memmap(file, np.dtype(str(dtype).removeprefix("torch.")), "r+", shape=shape))
 
 
@@ -130,7 +134,7 @@ def together(makers: Sequence[Make], data: Labelled, here: World, folder: Path |
             made = (make(images) for make in makers)
             for n, x in enumerate(made):
                 if len(found) == n:
-                    found.append(roomy((len(mine), *x.shape[1:]), x.dtype, folder))
+                    found.append(roomy((len(mine), *x.shape[1:]), x.dtype, folder, here.size))
                 found[n][part.start - mine.start : part.stop - mine.start] = x.cpu()
             told.update(len(images))
         if not mine:  # more processes than chunks: no row, but rows as wide as those of the others

@@ -1,8 +1,8 @@
 """What is linear in features: logistic regression for classes and tags, ridge regression for numbers.
 
 Features stay where they are, a disk perhaps, but for the rows that are asked for; what is computed, is on the device.
-Of several processes each has its share of the rows (`features.share`), and all labels; sums go over all, so that
-each has the same weights and the same answer, and all have to call.
+Of several processes each has its share of the rows (`features.share`), and all labels; all have to call, and have the
+same weights and the same answer.
 Labels are classes (int64, S), tags (bool, S x c) or numbers (float32, S x c); the loss follows from their type.
 """
 
@@ -10,7 +10,7 @@ Labels are classes (int64, S), tags (bool, S x c) or numbers (float32, S x c); t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,7 +108,7 @@ class Rows:
     def of(x: Tensor, here: World | None = None) -> Rows:
         """This process's rows (S, F) of a set, on the device if they fit (default: one process, where they are)."""
         here = here or alone(x.device)
-        return Rows(placed(x, here.device), int(here.total(torch.tensor(len(x)))), here)
+        return Rows(placed(x.float(), here.device), int(here.total(torch.tensor(len(x)))), here)
 
     @property
     def device(self) -> torch.device:
@@ -136,21 +136,33 @@ class Rows:
         """The rows of these numbers, of those that there are."""
         return replace(self, index=index.to(self.device) if self.index is None else self.index[index])
 
-    def batches(self, order: Tensor, batch: int) -> Sequence[Tensor]:
-        """Of each `batch` of these numbers (S,) those that are this process's, on the device: sent there at once."""
+    def batches(self, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows (B, F) of each `batch` of these numbers (S,), whoever has them, and the numbers; both on the device.
+
+        Rows travel, and every process computes the same: of many classes gradients would be far larger.
+        """
+        numbers = order.to(self.device).split(batch)
         if self.here.size == 1:
-            return order.to(self.device).split(batch)
+            yield from ((self[index], index) for index in numbers)
+            return
         rows = order if self.index is None else self.index.cpu()[order]
-        mine = (rows >= self.mine.start) & (rows < self.mine.stop)
-        return order[mine].to(self.device).split([int(part.sum()) for part in mine.split(batch)])
+        mine = ((rows >= self.mine.start) & (rows < self.mine.stop)).split(batch)
+        places = torch.cat([part.nonzero()[:, 0] for part in mine]).to(self.device)  # sent at once
+        for index, at in zip(numbers, places.split([int(part.sum()) for part in mine]), strict=True):
+            found = torch.zeros(len(index), self.x.shape[1], device=self.device)
+            found[at] = self[index[at]]
+            yield self.here.total(found), index
+
+    @property
+    def own(self) -> Tensor:
+        """Numbers of the rows that are this process's, on the device."""
+        if self.index is None:
+            return torch.arange(self.mine.start, self.mine.stop, device=self.device)
+        return ((self.index >= self.mine.start) & (self.index < self.mine.stop)).nonzero()[:, 0]
 
     def blocks(self) -> Sequence[Tensor]:
-        """The numbers of all rows that are this process's, BLOCK at a time."""
-        return self.batches(torch.arange(len(self)), len(self))[0].split(BLOCK)
-
-    def of_mine(self, y: Tensor) -> Tensor:
-        """Labels of the rows that are this process's, on the device, of those of all."""
-        return y.to(self.device)[torch.cat(self.blocks())]
+        """The same numbers, BLOCK at a time."""
+        return self.own.split(BLOCK)
 
     def standardised(self) -> Rows:
         """The same rows with a mean of 0 and a std of 1 over all of them."""
@@ -180,11 +192,11 @@ def fit_linear(x: Tensor | Rows, y: Tensor, classes: int, rates: tuple[float, ..
     generator, step = torch.Generator().manual_seed(seed), 0
     while step < steps:
         order = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch]
-        for index in x.batches(order, batch):
-            logits = torch.einsum("bf,rcf->rbc", x[index], weight[:, :, :-1]) + weight[:, None, :, -1]
+        for rows, index in x.batches(order, batch):
+            logits = torch.einsum("bf,rcf->rbc", rows, weight[:, :, :-1]) + weight[:, None, :, -1]
             many = y[index].repeat(R, *[1] * (y.ndim - 1))
-            loss = loss_of(logits.flatten(0, 1), many, batch)
-            weight.grad = x.here.total(*torch.autograd.grad(loss, weight))
+            loss = R * loss_of(logits.flatten(0, 1), many)
+            (weight.grad,) = torch.autograd.grad(loss, weight)
             before = weight.detach().clone()
             optimiser.step()
             with torch.no_grad():  # Adam's step of size 1, scaled for each classifier by its own rate
@@ -223,12 +235,12 @@ def linear(
     few     numbers of the training samples that are used, and y of all; None for all
     """
     x, x_test = as_rows(train, test, here, few)
-    y = y if few is None else y[few]
+    y, groups = (part if few is None or part is None else part[few] for part in (y, groups))
     with matmul(x.device, "high"):
         if rate is None:
             rest, held = hold_out(len(x), seed, groups)
             tried = applied(fit_linear(x.some(rest), y[rest], classes, RATES, epochs, seed), x.some(held))
-            truth = x.some(held).of_mine(y[held])
+            truth = y[held].to(x.device)[x.some(held).own]
             worths = [worth(scores, truth, len(held), x.here) for scores in tried]
             rate = RATES[worths.index(max(worths))]
         said = gathered(applied(fit_linear(x, y, classes, (rate,), epochs, seed), x_test)[0], len(x_test), x.here)
@@ -268,7 +280,7 @@ def ridge(
     here, few  as `linear` takes them
     """
     x, x_test = as_rows(train, test, here, few)
-    y = y if few is None else y[few]
+    y, groups = (part if few is None or part is None else part[few] for part in (y, groups))
 
     def fit(x: Rows, y: Tensor) -> Callable[[float, Rows], Tensor]:
         y = y.to(x.device)
@@ -284,7 +296,7 @@ def ridge(
     with matmul(x.device, "highest"):
         if penalty is None:
             rest, held = hold_out(len(x), seed, groups)
-            truth = x.some(held).of_mine(y[held])
+            truth = y[held].to(x.device)[x.some(held).own]
             scale = y.std(0).clamp_min(1e-6).to(x.device)  # columns have units of their own
             predict = fit(x.some(rest), y[rest])
 

@@ -56,9 +56,8 @@ def fit(x: Rows, y: Tensor, c: int, settings: list[Setting], seed: int, epochs: 
     for epoch in range(epochs):
         rate = SCALE * rates * 0.1 ** (epoch // FALLS)
         order = torch.randperm(len(x), generator=generator)[: len(x) // batch * batch]
-        for index in x.batches(order, batch):
-            rows = normed(x[index], batch, x.here) if settings[0].norm else x[index]
-            down, aside = (x.here.total(slope) for slope in slopes(weight, bias, rows, y[index], batch))
+        for rows, index in x.batches(order, batch):
+            down, aside = slopes(weight, bias, normed(rows) if settings[0].norm else rows, y[index])
             long, steep = weight.flatten(1).norm(dim=1), down.flatten(1).norm(dim=1)  # (G,)
             local = rate * TRUST * long / (steep + decays * long).clamp_min(1e-12)
             turning = MOMENTUM * turning + local[:, None, None] * (down + decays[:, None, None] * weight)
@@ -67,23 +66,16 @@ def fit(x: Rows, y: Tensor, c: int, settings: list[Setting], seed: int, epochs: 
     return torch.cat([weight, bias[..., None]], dim=2)
 
 
-def normed(rows: Tensor, count: int, here: World) -> Tensor:
-    """Features as a batch norm gives them in training: this process's (B, F), of a batch of `count`.
-
-    The norm's scale and shift are those of the layer behind it.
-    """
-    rows = rows - here.total(rows.sum(0)) / count
-    return rows / (here.total(rows.square().sum(0)) / count).sqrt().clamp_min(1e-6)
+def normed(rows: Tensor) -> Tensor:
+    """Features (B, F) as a batch norm gives them in training; its scale and shift are those of the layer behind it."""
+    return (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-6)
 
 
-def slopes(weight: Tensor, bias: Tensor, rows: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Gradients of the loss of each of G layers on rows (B, F): of weights (G, c, F) and biases (G, c).
-
-    count  of the batch that these rows are a part of
-    """
+def slopes(weight: Tensor, bias: Tensor, rows: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the loss of each of G layers on rows (B, F): of weights (G, c, F) and biases (G, c)."""
     G = len(weight)
     out = (torch.einsum("bf,gcf->gbc", rows, weight) + bias[:, None]).requires_grad_()
-    loss = loss_of(out.flatten(0, 1), y.repeat(G, *[1] * (y.ndim - 1)), count)
+    loss = G * loss_of(out.flatten(0, 1), y.repeat(G, *[1] * (y.ndim - 1)))
     (slope,) = torch.autograd.grad(loss, out)
     return torch.einsum("gbc,bf->gcf", slope, rows), slope.sum(1)
 
@@ -117,7 +109,7 @@ def linear(
         rest, held = hold_out(len(x), seed, groups)
         with matmul(x.device, "high"):
             out = applied(fit(x.some(rest), labels[rest], classes, settings, seed, epochs), x.some(held))
-        truth = x.some(held).of_mine(labels[held])
+        truth = labels[held].to(x.device)[x.some(held).own]
         tried += zip((worth(scores, truth, len(held), x.here) for scores in out), settings, strict=True)
     _, best = max(tried, key=lambda pair: pair[0])
     x, x_test = rows(best)

@@ -28,6 +28,7 @@ from full_ijepa.evaluate.features import (
     gathered,
     matmul,
     pictures_of,
+    placed,
     share,
     together,
     tokens_of,
@@ -55,7 +56,7 @@ class Subject:
     """An encoder under judgement, or pixels (encoder None), and the data it is judged on.
 
     known   features that were computed already
-    here    the process among others, which encode together; without it, it is alone on its device
+    here    the process among others, which encode and fit together; without it, it is alone on its device
     folder  where features go that are too large for memory
     """
 
@@ -133,10 +134,10 @@ def near(s: Subject, x: Tensor, x_test: Tensor, k: int = 20) -> Tensor:
     mean, queries = s.here.total(x.sum(0)) / count, gathered(x_test, len(s.test), s.here)
     with matmul(s.device, "highest"):
         cosine, index = metrics.nearest(x, queries, mean, k, s.device)
-    lacking = (0, k - cosine.shape[1])  # of a process with few samples
-    cosine, index = F.pad(cosine, lacking, value=-2.0), F.pad(index + share(count, s.here).start, lacking)
-    found = metrics.closest(torch.cat(s.here.each(cosine), 1), torch.cat(s.here.each(index), 1), k)
-    return metrics.vote(*found, s.train.labels, s.classes)
+        lacking = (0, k - cosine.shape[1])  # of a process with few samples
+        cosine, index = F.pad(cosine, lacking, value=-2.0), F.pad(index + share(count, s.here).start, lacking)
+        found = metrics.closest(torch.cat(s.here.each(cosine), 1), torch.cat(s.here.each(index), 1), k)
+        return metrics.vote(*found, s.train.labels, s.classes)
 
 
 def fitted(s: Subject, x: Tensor, x_test: Tensor, few: Tensor | None = None) -> heads.Verdict:
@@ -189,7 +190,7 @@ def lowshot(s: Subject) -> dict[str, Any]:
 
     Raises ValueError if there are too few labels for any of it.
     """
-    x, x_test = s.pair()
+    x, x_test = (placed(part, s.device) for part in s.pair())  # once for all fits
     found: dict[str, Any] = {}
     name = metrics.SHOWN[s.task][0]
     wanted = {f"{share:.0%}": ("share", share) for share in SHARES}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from full_ijepa.distributed import World
 from full_ijepa.evaluate import features, heads, paper, pictures, protocols, run, tuning
-from full_ijepa.evaluate.features import Streamed, alone, averages, gathered, share, together
+from full_ijepa.evaluate.features import Streamed, alone, averages, share, together
 from full_ijepa.evaluate.pictures import Labelled, ahead, labelled
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import build_encoder
@@ -27,10 +27,9 @@ from tests.full.test_train import environment
 # training in the loop.
 JOB = """
 import sys
-from functools import partial
 import torch
 from full_ijepa.distributed import world
-from full_ijepa.evaluate import features, pictures, tuning
+from full_ijepa.evaluate import features, heads, paper, pictures, tuning
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import PROTOCOLS, Subject
 from full_ijepa.recipes.base import Recipe
@@ -38,15 +37,26 @@ from full_ijepa.vit import build_encoder
 
 data, out, kept = sys.argv[1], sys.argv[2], int(sys.argv[3])
 pictures.CHUNK, features.KEPT = 8, kept
-tuning.attentive, tuning.finetune = (partial(f, epochs=3) for f in (tuning.attentive, tuning.finetune))
+said = []
+
+def kept(fit, **options):  # what it says is kept
+    def act(*args, **more):
+        found = fit(*args, **more, **options)
+        verdict = found[0] if isinstance(found, tuple) else found
+        said.append([verdict.scores, verdict.rate, str(found[1]) if verdict is not found else ""])
+        return found
+    return act
+
+tuning.attentive, tuning.finetune = kept(tuning.attentive, epochs=3), kept(tuning.finetune, epochs=3)
+heads.linear, paper.linear = kept(heads.linear), kept(paper.linear)
 with world("cpu") as here:
     recipe = Recipe(data=data, image_size=16, encoder="toy", patch=4, precision="fp32")
     train, test = (labelled(data, split, 16) for split in ("train", "test"))
     torch.manual_seed(0)
     s = Subject(build_encoder("toy", 16, 4), recipe, train, test, here.device, here=here)
-    found = {name: PROTOCOLS[name](s) for name in ("knn", "linear", "paper", "lowshot", "attentive", "finetune")}
+    found = {name: protocol(s) for name, protocol in PROTOCOLS.items() if name != "dense"}
     x = features.gathered(s.features(train, "train"), len(train), here)
-    torch.save([x, found], f"{out}{here.rank}")
+    torch.save([x, found, said], f"{out}{here.rank}")
 """
 
 
@@ -65,7 +75,8 @@ def run_here(line: list[str]) -> None:
     """A script and its arguments, in this process; what it sets is put back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", line)
-        for module, name in ((pictures, "CHUNK"), (features, "KEPT"), (tuning, "attentive"), (tuning, "finetune")):
+        own = [(module, "linear") for module in (heads, paper)] + [(tuning, name) for name in ("attentive", "finetune")]
+        for module, name in [(pictures, "CHUNK"), (features, "KEPT"), *own]:
             patch.setattr(module, name, getattr(module, name))
         runpy.run_path(line[0], run_name="__main__")
 
@@ -92,11 +103,14 @@ def job(tmp_path_factory, pictures):
 
 @pytest.mark.slow  # quick: the parts that the processes share, below
 def test_two_processes_that_keep_nothing_find_what_one_finds_that_keeps_all(job):
-    """Features bit for bit; every protocol's numbers, in both."""
-    ((x, told),) = job(1, 10**9)
-    for x2, found in job(2, 0):
+    """Features bit for bit; every protocol's numbers, scores and choices, in both."""
+    ((x, told, said),) = job(1, 10**9)
+    assert len(said) > 10
+    for x2, found, said2 in job(2, 0):
         assert torch.equal(x, x2)
         assert numbers(found) == pytest.approx(numbers(told), abs=0.1)
+        assert [choice for _, *choice in said2] == [choice for _, *choice in said]
+        assert numbers([scores for scores, *_ in said2]) == pytest.approx(numbers([s for s, *_ in said]), abs=1e-3)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 3), (124, 2), (125, 2), (1000, 3), (1001, 7)])
@@ -141,8 +155,8 @@ TAGS, COLUMNS = SAMPLES[:, :3] > 0.3, SAMPLES[:, :2] ** 2
 GROUPS, FEW = torch.arange(90) // 3, torch.randperm(90, generator=torch.Generator().manual_seed(2))[:11]
 
 
-def near(x, q, here):
-    train, test = (Labelled(None, CLASSES[: len(rows)], (), 16) for rows in (SAMPLES, ASKED))
+def near(x, q, here, count=90):
+    train, test = (Labelled(None, CLASSES[:n], (), 16) for n in (count, len(ASKED)))
     return protocols.near(SimpleNamespace(train=train, test=test, here=here, device=here.device, classes=3), x, q)
 
 
@@ -155,7 +169,6 @@ FITTED = {
     "numbers": lambda x, q, here: heads.ridge(x, COLUMNS, q, here=here),
     "a few numbers": lambda x, q, here: heads.ridge(x, COLUMNS, q, penalty=1.0, here=here, few=FEW),
     "the paper's": lambda x, q, here: paper.linear({"last": (x, q)}, CLASSES, 3, here=here, epochs=4)[0],
-    "a batch norm": lambda x, q, here: gathered(paper.normed(x, len(SAMPLES), here), len(SAMPLES), here),
     "the paper's, numbers": lambda x, q, here: paper.linear({"last": (x, q)}, COLUMNS, 2, here=here, epochs=4)[0],
 }
 
@@ -170,6 +183,16 @@ def test_what_is_fitted_to_shares_is_what_is_fitted_to_all(what, size, monkeypat
     told = numbers(fit(SAMPLES, ASKED, alone()))
     for found in played(size, lambda here: fit(mine(SAMPLES, here), mine(ASKED, here), here)):
         assert numbers(found) == pytest.approx(told, abs=1e-4)
+
+
+def test_neighbours_are_all_samples_where_these_are_few(monkeypatch):
+    """Fewer than are asked for, some on the other side (cosines below 0), and processes that have none."""
+    monkeypatch.setattr(pictures, "CHUNK", 4)
+    few = SAMPLES[:6]
+    told = near(few, ASKED, alone(), len(few))
+    assert told.min() > 0
+    for found in played(5, lambda here: near(mine(few, here), mine(ASKED, here), here, len(few))):
+        assert torch.allclose(found, told, atol=1e-6)
 
 
 def test_large_features_lie_in_a_file_that_nobody_sees(monkeypatch, tmp_path, pictures):
