@@ -118,7 +118,7 @@ def pretrain(
 
     Args:
         recipe: which run; its fields are flags
-        out: folder to write to (default: runs/ and the recipe's method and data)
+        out: folder to write to (default: runs/ and the recipe's method, data, encoder and patch)
         resume: "auto" continues from the newest whole checkpoint in --out, or starts if there is none
         device: where to compute; "auto" is the GPU if there is one, and the CPU only where no GPU is to be seen and
             torchrun did not start this
@@ -164,8 +164,8 @@ def evaluate(
         most: at most so many labelled training pictures
         seeds: several give mean and spread
         device: where to compute
-        checkpoint: "last", "best" (by held-out probe, or by rank without labels) or a step; others than the last write
-            RUN/evaluation-CHECKPOINT.json
+        checkpoint: "last", "best" (by held-out probe, or by rank without labels) or a step; the file's name says
+            which, if not the last; and another set, and the context encoder: evaluation-best-NAME-context.json
     """
     options = dict(data=data, encoder=encoder, table=table, most=most, seeds=seeds, device=device, which=checkpoint)
     if found := judging.evaluate(run, protocols, **options):  # only the process that leads has it

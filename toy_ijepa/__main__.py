@@ -186,7 +186,7 @@ class Job:
         part.replace(self.out / "metrics.json")
 
     def draw(self) -> None:
-        """Write the figures: masks, curves, t-SNE and, for I-JEPA, what it imagined."""
+        """Write the figures: curves, t-SNE where there are classes and, for I-JEPA, masks and what it imagined."""
         seed, test = self.args.seed[0], self.data[1]
         plots.training_curves(self.histories).savefig(self.out / "curves.png", dpi=110)
         generator = torch.Generator().manual_seed(seed)

@@ -4,9 +4,9 @@ python -m toy_ijepa.leaderboard ijepa --steps 6000
 python -m toy_ijepa.leaderboard my_method.py --held-out --seed 0
 python -m toy_ijepa.leaderboard my_method.py --name "my method" --by "my name"
 
-Your file has a function `build(seed)` that returns the model (a `toy_ijepa.training.Method`) for 32 px pictures, and,
-where the defaults of `TrainConfig` do not suit it, a dictionary CONFIG of its fields (steps, batch, lr ...). Choose
-them with --held-out, which never opens the test pictures.
+Your file has a function `build(seed)` that returns the model (a `toy_ijepa.training.Method`) for 32 px pictures, and a
+dictionary CONFIG with `steps` and any other field of `TrainConfig` whose default does not suit it (batch, lr ...).
+Choose them with --held-out, which never opens the test pictures.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def table(entries: list[dict]) -> str:
     titles = ["", *COLUMNS.values(), "encoder", "steps", "CPU time", "a plain I-JEPA step there", "by"]
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}", *map(line, entries)]
     told = [f"- {entry['name']}: `{entry['command']}`" for entry in entries]
-    add = "Your row: write a file with `build(seed)`, run the command above on it, and send the JSON that it writes."
+    add = (
+        "Your row: a file with `build(seed)` and `CONFIG = dict(steps=...)`; run the command on it, send its JSON."
+    )
     return RULES + "\n".join(rows) + "\n\nHow each was made:\n\n" + "\n".join(told) + f"\n\n{add}\n"
 
 
@@ -156,7 +158,9 @@ def main() -> int:
     p.add_argument("--size", choices=recipe.SIZES, help="of the course's methods (default tiny)")
     p.add_argument("--name", help="what the row is called (default: the method)")
     p.add_argument("--by", default="a reader", help="who made it (default %(default)s)")
-    p.add_argument("--steps", type=int, help="optimiser steps (default: CONFIG's, or those of the first run)")
+    p.add_argument(
+        "--steps", type=int, help="optimiser steps (default: CONFIG's; for the course's methods those of the first run)"
+    )
     p.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2, which the rules ask for")
     p.add_argument("--held-out", action="store_true", help="choose settings: judge on held-out training pictures")
     p.add_argument("--data", default="cifar10", help="the rules ask for %(default)s; others to try things out")

@@ -153,7 +153,7 @@ def pattern(S: int, side: int, copies: int, g: torch.Generator) -> Pictures:
 
 
 def scene(S: int, side: int, most: int, g: torch.Generator) -> Pictures:
-    """S pictures of 1 ... `most` different silhouettes that may hide each other, the farthest drawn first."""
+    """S pictures of 1 ... `most` silhouettes that may be alike and hide each other, the farthest drawn first."""
     count = torch.randint(1, most + 1, (S,), generator=g)
     there = torch.arange(most) < count[:, None]  #                         (S, O)
     objects = dict(shape=torch.randint(len(CLASSES), (S, most), generator=g), size=between(0.25, 0.5, (S, most), g))
@@ -172,7 +172,7 @@ def generate(
     """`count` pictures of `side` pixels, the same for the same seed, count and chunk; class number in factors["shape"].
 
     copies  silhouettes along each side of the pattern
-    most    if above 0, scenes of 1 ... `most` different objects instead, with count and depth
+    most    if above 0, scenes of 1 ... `most` objects instead, with count and depth
     grain   std of the grain, black 0 and white 1; the pictures under it do not depend on it
     Raises ValueError if count, side, copies or most is too small to draw, or the grain is negative.
     """

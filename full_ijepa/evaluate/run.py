@@ -61,7 +61,8 @@ def evaluate(
     table    of labels beside the folder of pictures (default: the one that the recipe names, if it names one)
     most     at most so many labelled training pictures, drawn at random
     seeds    of heads, of the random encoder and of what is held out; mean and spread are reported
-    which    the checkpoint, as `load_run` takes it; others than the last write OUT/evaluation-WHICH.json
+    which    the checkpoint, as `load_run` takes it
+    The file's name says what is not the last, own and target: evaluation-WHICH-DATA-context.json.
     Under torchrun all processes encode and fit together; the leader has the result, the others get an empty one.
     Raises ValueError for an unknown protocol, a run without checkpoints, data without labels, or a table with mistakes.
     """

@@ -14,7 +14,7 @@ SCHEMA = 1  # raised when a field changes its meaning: old checkpoints then say 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole pre-training run. The values here are those of ViT-B/16 on STL-10; a recipe names what differs."""
+    """A whole pre-training run. The values here are nearly those of ViT-B/16 on STL-10; a recipe names what differs."""
 
     # "ijepa" predicts features of hidden blocks, "mae" pixels of hidden patches; all else can stay the same
     method: Literal["ijepa", "mae"] = "ijepa"
@@ -119,7 +119,7 @@ class Recipe:
     final_lr: float = 1e-6
     # passes over the data before the peak
     warmup_epochs: float = 15.0
-    # on matrices, from start to end along a cosine; the paper's
+    # on matrices, from start to end; the paper's, along the released code's cosine
     weight_decay: tuple[float, float] = (0.04, 0.4)
     # weight decay of the matrices that lead in and out; negative: the same as the others
     ends_decay: float = -1.0

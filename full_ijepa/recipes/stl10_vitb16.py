@@ -1,4 +1,4 @@
-"""I-JEPA, ViT-B/16, on STL-10's 100,000 unlabelled pictures at 224 px: the run of the last chapter.
+"""I-JEPA, ViT-B/16, on STL-10's 100,000 unlabelled pictures at 224 px: the run of chapter 12.
 
 hardware  meant for one GPU with 24 GB or more
 time, score, spread  not measured yet
