@@ -137,9 +137,7 @@ def table(entries: list[dict]) -> str:
     titles = ["", *COLUMNS.values(), "encoder", "steps", "CPU time", "a plain I-JEPA step there", "by"]
     rows = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}", *map(line, entries)]
     told = [f"- {entry['name']}: `{entry['command']}`" for entry in entries]
-    add = (
-        "Your row: a file with `build(seed)` and `CONFIG = dict(steps=...)`; run the command on it, send its JSON."
-    )
+    add = "Your row: a file with `build(seed)` and `CONFIG = dict(steps=...)`; run the command on it, send its JSON."
     return RULES + "\n".join(rows) + "\n\nHow each was made:\n\n" + "\n".join(told) + f"\n\n{add}\n"
 
 
