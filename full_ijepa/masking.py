@@ -83,8 +83,8 @@ def small_context(
     N = grid[0] * grid[1]
     for _ in range(MAX_TRIES):
         size, outer = small_sizes(grid, **ranges, generator=generator)
-        seen, hidden = places(grid, outer), places(grid, size)  #                           (A, K) and (P, T)
-        apart = marked(seen, N).float() @ marked(hidden, N).float().T == 0  #               (A, P)
+        seen, hidden = places(grid, outer), places(grid, size)  #                (outer places, K) and (places, T)
+        apart = marked(seen, N).float() @ marked(hidden, N).float().T == 0  #               (outer places, places)
         room = apart.any(1).nonzero().flatten()
         if len(room):
             where = room[torch.randint(len(room), (batch,), generator=generator)]  #        (B,)

@@ -104,18 +104,19 @@ def roomy(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None, proce
         return torch.empty(shape, dtype=dtype)
     with tempfile.TemporaryFile(dir=folder) as file:  # the map below keeps it, whatever ends the program removes it
         free = shutil.disk_usage(folder or tempfile.gettempdir()).free
-        try:
-            if free < size:
-                raise OSError
-            if hasattr(os, "posix_fallocate"):  # TRAP: a map of a file with holes dies of a bus error on a full disk
+        full = OSError(
+            f"features need {size / 1e9:.1f} GB in {folder or tempfile.gettempdir()}, where {free / 1e9:.1f} are "
+            "free: make room, or take fewer labels (--most)"
+        )
+        if free < size:
+            raise full
+        if hasattr(os, "posix_fallocate"):  # TRAP: a map of a file with holes dies of a bus error on a full disk
+            try:
                 os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-        except OSError as error:
-            raise OSError(
-                f"features need {size / 1e9:.1f} GB in {folder or tempfile.gettempdir()}, where {free / 1e9:.1f} are "
-                "free: make room, or take fewer labels (--most)"
-            ) from error
+            except OSError as error:  # other processes take room as well
+                raise full from error
+        else:
+            file.truncate(size)
         return torch.from_numpy(np.memmap(file, np.dtype(str(dtype).removeprefix("torch.")), "r+", shape=shape))
 
 

@@ -91,7 +91,7 @@ def linear(
 ) -> tuple[Verdict, Setting]:
     """The best of all settings, chosen on a held-out tenth, and which one it is.
 
-    sets    features of training and test samples, (S, F) and (Q, F), of each kind of layers
+    sets    features of training and of test samples, (S, F) both, of each kind of layers
     groups  of the training samples (S,): none is parted by what is held out
     here    the process among others, and where to compute (default: one, where the features are)
     """

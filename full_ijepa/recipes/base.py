@@ -14,7 +14,7 @@ SCHEMA = 1  # raised when a field changes its meaning: old checkpoints then say 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole pre-training run. The values here are nearly those of ViT-B/16 on STL-10; a recipe names what differs."""
+    """A run; its values: ViT-B/16 on STL-10, but for micro_batch, contexts and compile. Recipes name what differs."""
 
     # "ijepa" predicts features of hidden blocks, "mae" pixels of hidden patches; all else can stay the same
     method: Literal["ijepa", "mae"] = "ijepa"

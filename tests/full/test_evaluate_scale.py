@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -202,9 +203,20 @@ def test_large_features_lie_in_a_file_that_nobody_sees(monkeypatch, tmp_path, pi
     (laid,) = together([averages(encoder)], data, alone(), tmp_path)
     assert torch.equal(kept, laid)
     assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:  # the others were faster
+        patch.setattr(features.os, "posix_fallocate", Mock(side_effect=OSError("no space left")), raising=False)
+        with pytest.raises(OSError, match=r"features need .* make room"):
+            together([averages(encoder)], data, alone(), tmp_path)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: type("Usage", (), dict(free=7))())
     with pytest.raises(OSError, match=r"features need .* make room, or take fewer labels \(--most\)"):
         together([averages(encoder)], data, alone(), tmp_path)
+
+
+def test_what_counts_is_the_room_that_all_processes_need(monkeypatch, tmp_path):
+    monkeypatch.setattr(features, "KEPT", 1000)
+    memory, file = (features.roomy((25, 4), torch.float32, tmp_path, processes) for processes in (2, 3))
+    assert memory.untyped_storage().resizable()
+    assert not file.untyped_storage().resizable()  # a map of a file
 
 
 def test_tokens_are_kept_only_while_they_are_few(monkeypatch, pictures):
