@@ -174,8 +174,11 @@ def probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
 
 
 def summary(runs: list[dict[str, float]]) -> dict:
-    """Mean of each score over seeds, its spread (sample standard deviation, None for one seed), and every value."""
+    """Mean of each score over seeds, its spread (sample standard deviation, None for one seed), and every value.
+
+    Hardly rounded: 42.0533 kept as 42.05 would be shown as 42.0.
+    """
     names = runs[0].keys()
-    means = {n: round(mean(r[n] for r in runs), 2) for n in names}
-    spread = {n: round(stdev(r[n] for r in runs), 2) if len(runs) > 1 else None for n in names}
-    return {**means, "spread": spread, "runs": [{n: round(r[n], 2) for n in names} for r in runs]}
+    means = {n: round(mean(r[n] for r in runs), 6) for n in names}
+    spread = {n: round(stdev(r[n] for r in runs), 6) if len(runs) > 1 else None for n in names}
+    return {**means, "spread": spread, "runs": [{n: round(r[n], 6) for n in names} for r in runs]}

@@ -184,5 +184,5 @@ def fresh(recipe: Recipe, seed: int) -> Encoder:
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The first seed's details, with mean and spread over seeds of every number that all have."""
     numbers = {k for k in found[0] if all(isinstance(f[k], int | float) for f in found)}
-    spread = {k: round(stdev(f[k] for f in found), 3) if len(found) > 1 else None for k in sorted(numbers)}
-    return found[0] | {k: round(mean(f[k] for f in found), 3) for k in numbers} | dict(spread=spread)
+    spread = {k: round(stdev(f[k] for f in found), 6) if len(found) > 1 else None for k in sorted(numbers)}
+    return found[0] | {k: round(mean(f[k] for f in found), 6) for k in numbers} | dict(spread=spread)
