@@ -34,8 +34,18 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, then chapters, then what is left: the workers of `make test` end at about the same time."""
-    items.sort(key=lambda item: 0 if item.path.name in LONGEST else 1 if item.path.suffix == ".ipynb" else 2)
+    """Cells of chapters are marked as such. Long files go first, then chapters from the last, which are the longest,
+    to the first, then what is left: the workers end at about the same time."""
+
+    def turn(item: pytest.Item) -> tuple[int, int]:
+        if item.path.suffix == ".ipynb":
+            return 1, -int(item.path.name[:2])
+        return (0 if item.path.name in LONGEST else 2), 0
+
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("chapter")
+    items.sort(key=turn)
 
 
 def keep_apart(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
