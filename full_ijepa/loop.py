@@ -107,7 +107,7 @@ class Loop:
         self.judge = "knn" if self.probing else "rank"
         self.best = next((best for best in kept if best.by == self.judge), None)
         self.beaten: dict[int, checkpoint.Best | None] = {}  # by steps whose best is not written yet
-        self.rank = math.nan  # as last seen
+        self.rank = self.mean_loss = math.nan  # as last seen
         self.bar = tqdm(
             total=trainer.steps,
             initial=trainer.step,
@@ -136,7 +136,7 @@ class Loop:
     def forewarn(self) -> None:
         """What does not go together, before the first step."""
         t = self.trainer
-        found = [trouble.alike(*t.likeness), *balance.odd(t.recipe, len(t.data))]
+        found = [trouble.alike(*t.likeness, trouble.NAMED), *balance.odd(t.recipe, len(t.data))]
         for told in filter(None, [*found, balance.missing_gpu(t.recipe, len(t.data), t.world.device)]):
             self.say(f"warning: {told}")
 
@@ -270,15 +270,17 @@ class Loop:
 
             for finding in doctor.on_the_way(t.recipe, self.journal.rows):
                 self.warn(finding.name, f"{finding.name}: {finding.seen}; {finding.advice}")
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {pace['images_per_second']:.0f} images/s, rank {self.rank:.1f}")
+        beside = "" if math.isnan(self.mean_loss) else f" (the mean's {self.mean_loss:.4f})"
+        speed = f"{pace['images_per_second']:.0f} images/s"
+        self.bar.set_postfix_str(f"loss {loss:.4f}{beside}, {speed}, rank {self.rank:.1f}")
 
     def watch(self) -> dict[str, float]:
         """What features are like and what each place's mean would lose, for a row; warns of collapse."""
-        found, mean_loss = self.trainer.watch()
+        found, self.mean_loss = self.trainer.watch()
         self.rank = found.rank
         for kind, message in found.warnings().items():
             self.warn(kind, message)
-        return dict(mean_loss=mean_loss, **asdict(found))
+        return asdict(found) | ({} if math.isnan(self.mean_loss) else dict(mean_loss=self.mean_loss))
 
     def warn(self, kind: str, message: str) -> None:
         """Say it once in a run."""

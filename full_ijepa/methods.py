@@ -10,6 +10,7 @@ an optimiser step. Both are the toy's with the choices of a recipe.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -67,8 +68,11 @@ class IJEPA(jepa.IJEPA):
         return F.layer_norm(x, x.shape[-1:])
 
     def mean_loss(self, images: Tensor) -> float:
-        """The loss of a predictor that knows places and no picture: it answers with each place's mean feature."""
-        return loss_of_mean(self.truth(images), jepa.LOSSES[self.loss])
+        """The loss of a predictor that knows places and no picture: it answers with each place's mean feature.
+
+        nan with a regulariser, whose terms stand in the loss.
+        """
+        return math.nan if any(self.regulariser) else loss_of_mean(self.truth(images), jepa.LOSSES[self.loss])
 
     def draw(self, batch: int, seed: int, sizes: int, multiple: int = 1) -> Drawn:
         """Finished masks of a micro-batch, on the CPU; the same seeds give the same for every device.

@@ -40,7 +40,7 @@ from toy_ijepa.training import History, NonFiniteLossError, TrainConfig
 from toy_ijepa.verdict import BASELINES, reference_for, table, verdict
 
 LABELS = 20_000  # of the probes: on CIFAR-10 all 50,000 would take longer than the training
-LOOKED = 256  # training pictures that are looked at for flat ones and copies
+LOOKED = 5000  # training pictures that are looked at for flat ones and copies
 TRIAL_STEPS = 5, 20  # of a throw-away model, to warm up and to measure: how long will the run take on this machine?
 
 
@@ -289,7 +289,7 @@ def forewarnings(job: Job) -> list[str]:
     train_set = job.data[0]
     some = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0))[:LOOKED]
     parameters = sum(p.numel() for p in build_encoder(seed=0, **job.dial).parameters())
-    found = trouble.alike(*trouble.likeness(normalise(train_set.images[some])))
+    found = trouble.alike(*trouble.likeness(train_set.images[some]), trouble.NAMED)
     return [told for told in (found, trouble.starving(parameters, len(train_set))) if told]
 
 
@@ -363,7 +363,9 @@ def train_one(job: Job, method: str, seed: int) -> bool:
         found = health(model.probed(normalise(spread(job.data[1].images, 1000))))
     job.diagnostics.setdefault(method, []).append(asdict(found))
     timing = dict(seconds=history.seconds, cpu_seconds=history.cpu_seconds, images=history.images, steps=history.steps)
-    job.training.setdefault(method, []).append(timing | dict(loss=history.rows[-1]["loss"]))
+    job.training.setdefault(method, []).append(
+        timing | {name: history.rows[-1][name] for name in ("loss", "mean_loss")}
+    )
     with stage(f"probing {method}"):
         job.probe(method, model.probed, seed)
     if seed == job.args.seed[0]:

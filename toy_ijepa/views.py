@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,6 +95,10 @@ class SimCLR(TwoViews):
         alike.fill_diagonal_(-torch.inf)  #                      a view is not its own partner
         partner = torch.arange(len(x), device=x.device).roll(len(first))
         return F.cross_entropy(alike, partner)
+
+    def mean_loss(self, images: Tensor) -> float:
+        """The loss on so many images of an encoder that says the same of all: a guess among 2B - 1 views."""
+        return math.log(2 * len(images) - 1)
 
 
 class LeJEPA(TwoViews):

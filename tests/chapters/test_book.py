@@ -221,7 +221,8 @@ class TestChapter:
             rest = [n for n in range(place, len(headings)) if wanted.lower() in headings[n].lower()]
             assert rest, f"no heading with {wanted!r} after {headings[max(place - 1, 0)]!r}"
             place = rest[0] + 1
-        assert re.search(r"\*\*runs in\*\* about [\d.]+ minutes? on two CPU cores,? with .*bf16.*? without", words)
+        stated = r"\*\*runs in\*\* about ([\d.]+) minutes? on two CPU cores,? with .*bf16.*? without"
+        assert float(re.search(stated, words)[1]) == json.loads(path.read_text())["metadata"]["course"]["minutes"]
         assert "**memory**" in words
         assert "**Read on**" in words
         assert f"exercises/{path.name}" in words

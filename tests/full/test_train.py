@@ -170,6 +170,9 @@ def test_not_every_row_looks_at_features(tmp_path, recipe):
     rows = run(recipe, tmp_path / "run").rows
     assert [row["step"] for row in rows if "std" in row] == [1, 6, 12, 15]
     assert all(("std" in row) == ("mean_loss" in row) == ("rank" in row) for row in rows)
+    with_terms = run(recipe.replace(regulariser=(0.1, 0.0), epochs=1.0, warmup_epochs=0.0), tmp_path / "terms").rows
+    assert "std" in with_terms[0]
+    assert "mean_loss" not in with_terms[0]
     assert "effective rank" in doctor.report(doctor.Chart(recipe, rows[:-2]))
     assert doctor.examine(doctor.Chart(recipe, rows[:-2]))
     assert [row["rank"] for row in report.held(rows)[5:11]] == [rows[5]["rank"]] * 6
@@ -233,6 +236,7 @@ def test_the_loss_of_the_mean_sees_what_differs_between_pictures(recipe):
         built = methods.build(recipe.replace(method=method)).eval()
         assert built.mean_loss(images) == pytest.approx(0.0, abs=1e-6)
         assert built.mean_loss(torch.randn(6, 3, 16, 16)) > 1e-3
+    assert math.isnan(methods.build(recipe.replace(regulariser=(0.1, 0.0))).mean_loss(images)), "its terms stand in it"
 
 
 def scripted(monkeypatch, values: list[float]):
