@@ -111,7 +111,7 @@ def pretrain(
     recipe: Named,
     out: Path | None = None,
     resume: Literal["never", "auto"] = "never",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
     dry_run: bool = False,
 ) -> int:
     """Pre-train a recipe; under torchrun, in all its processes together.
@@ -120,8 +120,8 @@ def pretrain(
         recipe: which run; its fields are flags
         out: folder to write to (default: runs/ and the recipe's method, data, encoder and patch)
         resume: "auto" continues from the newest whole checkpoint in --out, or starts if there is none
-        device: where to compute; "auto" is the GPU if there is one, and the CPU only where no GPU is to be seen and
-            torchrun did not start this
+        device: "auto", "cpu" or "cuda": where to compute; "auto" is the GPU if there is one, and the CPU only where no
+            GPU is to be seen, or torch is built without CUDA, and torchrun did not start this
         dry_run: print parameters, FLOPs, memory and time estimated for this device, which batch, rate and momentum go
             together, and train nothing
     """
@@ -149,7 +149,7 @@ def evaluate(
     table: Table = NO_TABLE,
     most: int | None = None,
     seeds: tuple[int, ...] = (0,),
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
     checkpoint: str = "last",
 ) -> int:
     """Judge a run beside a random encoder and pixels, under torchrun by all processes. Writes RUN/evaluation.json.
@@ -163,7 +163,7 @@ def evaluate(
         table: of labels beside the pictures
         most: at most so many labelled training pictures
         seeds: several give mean and spread
-        device: where to compute
+        device: "auto", "cpu" or "cuda": where to compute
         checkpoint: "last", "best" (by held-out probe, or by rank without labels) or a step; the file's name says
             which, if not the last; and another set, and the context encoder: evaluation-best-NAME-context.json
     """
@@ -177,7 +177,7 @@ def report(
     runs: Positional[tuple[Path, ...]],
     out: Path = Path("report.html"),
     checkpoint: str = "last",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
 ) -> int:
     """One self-contained HTML page of one or more runs.
 
@@ -185,7 +185,7 @@ def report(
         runs: the --out of each pretrain
         out: the file to write
         checkpoint: "last", "best" or a step, for pictures, features and the evaluation that is shown
-        device: where to encode
+        device: "auto", "cpu" or "cuda": where to encode
     """
     from full_ijepa import report as reporting  # draws: a slow import that only this command needs
 
@@ -193,13 +193,13 @@ def report(
     return 0
 
 
-def doctor(run: Positional[Path], checkpoint: str = "last", device: Literal["auto", "cpu", "cuda"] = "auto") -> int:
+def doctor(run: Positional[Path], checkpoint: str = "last", device: str = "auto") -> int:
     """Say what is wrong with a run, and what to try.
 
     Args:
         run: the --out of a pretrain
         checkpoint: whose features are looked at: "last", "best" or a step
-        device: where to encode
+        device: "auto", "cpu" or "cuda": where to encode
     """
     print(examining.report(examining.chart_of(run, checkpoint, device)))
     return 0
@@ -255,7 +255,7 @@ def embed(
     encoder: Literal["target", "context"] = "target",
     tokens: bool = False,
     batch: int = 64,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
     allow_skipped: bool = False,
 ) -> int:
     """Features of pictures, with the names of their files.
@@ -267,7 +267,7 @@ def embed(
         encoder: I-JEPA's target encoder, or its context encoder; where there is one, it is taken
         tokens: all tokens of a picture instead of their average
         batch: pictures encoded at a time
-        device: where to compute
+        device: "auto", "cpu" or "cuda": where to compute
         allow_skipped: go on although more than one in twenty of the files cannot be read
     """
     from full_ijepa import embedding

@@ -14,7 +14,7 @@ import os
 import torch
 
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.vit import SIZES
+from full_ijepa.vit import MLP_RATIOS, SIZES
 from toy_ijepa.trouble import FED, starving
 
 REFERENCE = 1e-3, 2048, 1280  # AdamW's peak rate, batch and width of the released ViT-H/14 configs
@@ -22,7 +22,7 @@ NAMED, REFUSED = 3.0, 10.0  # times that rate, scaled to the run
 LEFT = 0.1  # share of the target's random start that may be left at the end
 FORGETS = 50  # times that the target forgets, at its first momentum, in a run that is long enough
 LOOKS = 4  # probes of a run below which the best of them says little
-LARGE = ("b", "l", "h")  # encoders that a CPU needs months for
+LARGE = ("b", "l", "h", "g")  # encoders that a CPU needs months for
 
 
 def steps_of(recipe: Recipe, pictures: int) -> int:
@@ -53,9 +53,11 @@ def left_of(momentum: tuple[float, float], steps: int) -> float:
 
 
 def parameters_of(encoder: str, patch: int) -> int:
-    """Weights of an encoder by name: twelve D x D matrices a block, biases and norms, and the patch embedding."""
+    """Weights of an encoder by name: four D x D matrices and an MLP a block, biases and norms, the patch embedding."""
     width, depth, _ = SIZES[encoder]
-    return depth * (12 * width**2 + 13 * width) + (3 * patch**2 + 1) * width + 2 * width
+    hidden = round(width * MLP_RATIOS.get(encoder, 4.0))
+    block = 4 * width**2 + 2 * width * hidden + 9 * width + hidden
+    return depth * block + (3 * patch**2 + 1) * width + 2 * width
 
 
 def fed_by(pictures: int, patch: int) -> str | None:

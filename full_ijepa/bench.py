@@ -289,7 +289,8 @@ def main() -> int:
 
     def keep(found: dict) -> None:
         if args.out:
-            about = dict(command=command, threads=torch.get_num_threads())
+            kernels = torch.backends.cpu.get_cpu_capability()
+            about = dict(command=command, threads=torch.get_num_threads(), kernels=kernels)
             args.out.write_text(json.dumps(about | found, indent=2) + "\n")
 
     recipe = RECIPES[args.recipe]

@@ -7,6 +7,9 @@ One safetensors file a checkpoint: `model.*` the method's weights, `optimiser.<p
 and a description with the step, the recipe, and a fingerprint of the numbers. A model that FSDP shares out is a folder
 of such files, one a process, which also say the place of each piece; opened, it is the same as the one file. Data
 order, crops, masks and stochastic depth are functions of the seed and the step (full_ijepa.data): no random state.
+
+torch's own distributed checkpoints (torch.distributed.checkpoint) would be less code, but nothing in them tells a
+damaged number from a whole one, and their index is a pickle, which executes code when it is read.
 """
 
 from __future__ import annotations

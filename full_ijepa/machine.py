@@ -110,11 +110,15 @@ def name_of(device: torch.device) -> str:
 
 
 def attention_of(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> str:
-    """The kernel of an encoder's attention on whole pictures (a name of SDPBackend), and on packed contexts."""
+    """The kernel of an encoder's attention on whole pictures (a name of SDPBackend), and on packed contexts.
+
+    On a CPU: plain products, but torch's fused kernel where there is no gradient and no bf16.
+    """
     width, _, heads = SIZES[recipe.encoder]
     packed = recipe.method == "ijepa" and recipe.contexts == "packed"
     if device.type == "cpu":  # toy_ijepa.encoder.Attention
-        return "plain products" + (", masked for packed contexts" if packed else "")
+        plain = "plain products" if dtype == torch.bfloat16 else "fused without a gradient, plain products with one"
+        return plain + (", masked for packed contexts" if packed else "")
     from torch.nn.attention import SDPBackend
 
     q = torch.empty(1, heads, math.prod(recipe.sides) // recipe.patch**2, width // heads, device=device, dtype=dtype)

@@ -208,10 +208,10 @@ def pictures_of(data: Labelled) -> Source:
 def tokens_of(encoder: Encoder, data: Labelled, here: World, dtype: torch.dtype = torch.float32) -> Source:
     """All tokens of the last layer in half precision (S, N, D): kept where they take at most KEPT bytes.
 
-    Every process keeps all of them, for any may be drawn in it.
+    Each process encodes its share and keeps all of them, for any may be drawn in it.
     """
     make = all_tokens(encoder, dtype)
     one = make(data.take(slice(0, 1)).to(here.device))
     if len(data) * one.nbytes > KEPT:
         return Streamed(data, make)
-    return placed(together([make], data, alone(here.device))[0], here.device)
+    return placed(gathered(together([make], data, here)[0], len(data), here), here.device)

@@ -23,6 +23,7 @@ from full_ijepa.distributed import World
 from full_ijepa.evaluate import heads, paper, tuning
 from full_ijepa.evaluate.features import (
     Make,
+    Source,
     alone,
     averages,
     gathered,
@@ -55,7 +56,7 @@ MOST = 5  # objects of a scene
 class Subject:
     """An encoder under judgement, or pixels (encoder None), and the data it is judged on.
 
-    known   features that were computed already
+    known   features, and tokens, that were computed already
     here    the process among others, which encode and fit together; without it, it is alone on its device
     folder  where features go that are too large for memory
     """
@@ -66,7 +67,7 @@ class Subject:
     test: Labelled
     device: torch.device
     seed: int = 0
-    known: dict[str, Tensor] = field(default_factory=dict)
+    known: dict[str, Tensor | Source] = field(default_factory=dict)
     here: World | None = None
     folder: Path | None = None
 
@@ -172,7 +173,10 @@ def attentive(s: Subject) -> dict[str, Any] | None:
     """One learned query over all frozen tokens, then a linear layer."""
     if s.encoder is None:
         return None
-    x, x_test = (tokens_of(s.encoder, data, s.here, s.dtype) for data in (s.train, s.test))
+    for key, data in (("train tokens", s.train), ("test tokens", s.test)):
+        if key not in s.known:
+            s.known[key] = tokens_of(s.encoder, data, s.here, s.dtype)
+    x, x_test = s.known["train tokens"], s.known["test tokens"]
     args = x, s.train.labels, x_test, s.classes, s.encoder.config["heads"], s.here, s.seed
     return judged(tuning.attentive(*args, groups=s.train.groups), s.test)
 

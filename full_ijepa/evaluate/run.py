@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -133,11 +134,18 @@ def learn_for(protocol: str, subjects: Sequence[Subject]) -> None:
 
 
 def add(protocol: str, subjects: Sequence[tuple[str, Subject]], rows: dict[str, dict[str, list]]) -> None:
-    """Add what a protocol says of each subject to the rows."""
-    for row, subject in subjects:
+    """Add what a protocol says of each subject to the rows. Tokens are kept of one encoder at a time, for its seeds."""
+    first: dict[int, int] = {}
+    for place, (_, subject) in enumerate(subjects):
+        first.setdefault(id(subject.known), place)
+    those = sorted(subjects, key=lambda named: first[id(named[1].known)])  # the same order in every process
+    for (row, subject), (_, later) in zip_longest(those, those[1:], fillvalue=("", None)):
         found = PROTOCOLS[protocol](subject)
         if found is not None:
             rows.setdefault(protocol, {}).setdefault(row, []).append(found)
+        if later is None or later.known is not subject.known:
+            for key in ("train tokens", "test tokens"):
+                subject.known.pop(key, None)
 
 
 def written(path: Path, result: dict[str, Any]) -> dict[str, Any]:

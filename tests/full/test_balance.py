@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from full_ijepa import balance, methods
+from full_ijepa import balance, cost
 from full_ijepa.cost import COUNTS
 from full_ijepa.recipes import RECIPES
+from full_ijepa.recipes.base import Recipe
+from full_ijepa.vit import SIZES, build_encoder
 from toy_ijepa.schedules import momentum_at
 
 PICTURES = COUNTS | {"folder:imagenet22k": 14_197_122}  # as image-net.org counted them in 2011
@@ -61,10 +63,10 @@ def test_a_target_forgets_at_the_momentum_that_is_advised(steps):
     assert balance.odd(recipe.replace(method="mae", epochs=9.0), 20_000) == []
 
 
-@pytest.mark.parametrize("name", ["toy", "s"])
+@pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_counted_as_built(name):
-    recipe = RECIPES["smoke"].replace(encoder=name, predictor_depth=1)
-    encoder = methods.build(recipe).encoder
+    with torch.device("meta"):
+        encoder = build_encoder(name, 32, 4)
     assert balance.parameters_of(name, 4) == sum(p.numel() for p in encoder.parameters())
 
 
@@ -92,6 +94,13 @@ def test_a_recipe_for_gpus_is_named_on_a_cpu_only():
     told = balance.missing_gpu(smoke.replace(compile=True), 20_000, cpu)
     assert "(compile) and will take about" in told
     assert balance.missing_gpu(RECIPES["stl10_vitb16"], 100_000, torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if SIZES[name][0] >= 768])
+def test_each_large_encoder_is_named_on_a_cpu(name, monkeypatch):
+    monkeypatch.setattr(cost, "matmul_rate", lambda *args: 1e11)
+    told = balance.missing_gpu(Recipe(encoder=name, data="shapes", image_size=32, patch=8), 1000, torch.device("cpu"))
+    assert f"(ViT-{name.upper()}) and will take about" in told
 
 
 def test_the_tables_of_the_guide_are_these_rules():

@@ -72,6 +72,9 @@ def test_one_gpu_is_asked_everything_within_minutes(tmp_path, monkeypatch, capsy
     asked = "synchronisations", "kernels, groups", "kernels, packed", "memory of toy, 4 images"
     for name in (*asked, "4 images, groups, eager, with cuDNN", "4 images, packed, eager, without cuDNN"):
         assert found[name]["not_asked"]
+    assert found["4 images, packed, eager"]["images_per_second"] > 0
+    assert found["watch"]["steps"] > 0
+    assert [name for name, answer in found.items() if isinstance(answer, dict) and "failed" in answer] == []
     assert "4 images, groups, eager" in capsys.readouterr().out
 
 

@@ -259,6 +259,26 @@ def test_a_set_is_read_once_for_all_and_each_encoder_runs_once(subjects, monkeyp
     assert subjects[0][1].known is subjects[3][1].known is not subjects[1][1].known
 
 
+def test_tokens_are_made_once_for_the_seeds_of_an_encoder_and_kept_of_one_at_a_time(subjects, monkeypatch):
+    """Three seeds: one trained encoder, three random ones; pixels have no tokens."""
+    made, kept, rows = [], [], {}
+
+    def judge(subject):
+        kept.append({id(s.known) for _, s in subjects if "train tokens" in s.known})
+        return attentive(subject)
+
+    attentive, tokens_of = run.PROTOCOLS["attentive"], protocols.tokens_of
+    monkeypatch.setitem(run.PROTOCOLS, "attentive", judge)
+    monkeypatch.setattr(protocols, "tokens_of", lambda *args: made.append(id(args[0])) or tokens_of(*args))
+    monkeypatch.setattr(tuning, "attentive", lambda x, *args, **options: heads.Verdict(torch.eye(2)[[0] * 60], len(x)))
+    run.add("attentive", subjects, rows)
+    assert sorted(made.count(one) for one in set(made)) == [2, 2, 2, 2]
+    assert [len(of) for of in kept] == [0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert not any("train tokens" in s.known for _, s in subjects)
+    assert {row: len(found) for row, found in rows["attentive"].items()} == {"ijepa": 3, "random": 3}
+    assert list(rows["attentive"]) == ["ijepa", "random"]
+
+
 def test_the_paper_chooses_among_all_its_settings(subjects):
     """And its row stands in the table, with what was chosen."""
     found = run.PROTOCOLS["paper"](subjects[0][1])

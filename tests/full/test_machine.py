@@ -61,7 +61,8 @@ def test_torchrun_never_trains_on_a_cpu_unasked(system, monkeypatch):
         pass
 
 
-def test_what_is_asked_for_is_taken_or_refused(system):
+def test_what_is_asked_for_is_taken_or_refused(system, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     system()
     with pytest.raises(ValueError, match=r"no GPU that torch can use here .*--device cpu"):
         pick("cuda")
@@ -69,6 +70,8 @@ def test_what_is_asked_for_is_taken_or_refused(system):
         ValueError, match=r"unknown device 'mps': choose auto, cpu or cuda; Apple's GPU .mps. is refused"
     ):
         pick("mps")
+    assert main(["pretrain", "smoke", "--device", "mps"]) == 2
+    assert "Apple's GPU (mps) is refused" in capsys.readouterr().err
     system(usable=True, present=True)
     assert (pick(), pick("cuda"), pick("cpu")) == ("cuda", "cuda", "cpu")
 
@@ -144,7 +147,8 @@ def test_every_start_says_what_it_computes_on(tmp_path, recipe, monkeypatch, cap
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe, tmp_path / "run", progress=False)
     pretrain(recipe, tmp_path / "run", resume=True, progress=False)
-    said = f"computing on: device CPU, {torch.get_num_threads()} threads; precision float32; attention plain products; "
+    said = f"computing on: device CPU, {torch.get_num_threads()} threads; precision float32; "
+    said += "attention fused without a gradient, plain products with one; "
     assert capsys.readouterr().err.count(f"{said}one process; torch {torch.__version__}\n") == 2
     lines = read_lines(tmp_path / "run" / "history.jsonl")
     assert [line.get("step", line.get("from")) for line in lines if "machine" in line] == [0, 2]
