@@ -18,9 +18,11 @@ import torch
 import torch.nn.attention.varlen  # registers the kernel's operations
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
+from torch.optim import optimizer as optim
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 CUDA = torch.device("cuda", 0)
 # What only says how a tensor is looked at, and starts nothing.
@@ -73,7 +75,7 @@ class OnGPU(Tensor):
         return self.data_on_cpu.tolist()
 
     def to(self, *args, **options) -> Tensor:
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **options)
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **{k: v for k, v in options.items() if k != "copy"})
         if device is None or device.type != "cpu":
             return super().to(*args, **options)
         SEEN.wait("copy to the host")
@@ -197,6 +199,12 @@ def pin_memory(x: Tensor) -> Tensor:
     return found
 
 
+def pinning(self, loader, start=_SingleProcessDataLoaderIter.__init__) -> None:
+    """A loader pins memory as it was asked to, though torch finds no accelerator."""
+    start(self, loader)
+    self._pin_memory = loader.pin_memory
+
+
 def grouped(lists: list[list[Tensor]], *rest) -> dict:
     """Tensors by the device that they say they are on."""
     found = _group_tensors_by_device_and_dtype(lists, *rest)
@@ -213,10 +221,13 @@ def gpu() -> Iterator[Seen]:
             (torch.cuda, "synchronize", lambda *_: SEEN.wait("synchronize")),
             (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+            (_SingleProcessDataLoaderIter, "__init__", pinning),
+            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch, "Generator", Generator),
             (torch, "autocast", lambda _device, *rest, **options: autocast("cpu", *rest, **options)),
             (Tensor, "pin_memory", pin_memory),
             (clip_grad, "_group_tensors_by_device_and_dtype", grouped),
+            (optim, "_group_tensors_by_device_and_dtype", grouped),
         ):
             stack.enter_context(patch.object(owner, name, what))
         # A module moved there gets new parameters: what these tensors hold cannot be put into old ones.

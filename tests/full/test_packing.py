@@ -173,19 +173,26 @@ def test_the_three_ways_agree_in_expectation():
         assert seen[contexts][2] == pytest.approx(seen["packed"][2], rel=0.01)
 
 
-@pytest.mark.parametrize(("mode", "most"), [("block", 24), ("joint", 24)])
-def test_packed_lengths_are_few(mode, most):
-    """1,000 micro-batches of 64 at ViT-B/16's grid, padded as on a GPU: few lengths, one number of sequences."""
+@pytest.mark.parametrize(("mode", "most", "whole", "fixed"), [("block", 24, 80, 24), ("joint", 24, 62, 17)])
+def test_packed_lengths_are_few(mode, most, whole, fixed):
+    """1,000 micro-batches of 64 at ViT-B/16's grid, padded as on a GPU: few lengths, one number of sequences.
+
+    A graph of a whole step would be recorded for each combination: counted over 250, and where blocks have one size.
+    """
     recipe = Recipe(encoder="toy", predictor_width=32, predictor_depth=1, predictor_heads=2, predictor_mode=mode)
     with torch.device("meta"):
         method = methods.build(recipe.replace(contexts="packed"))
 
     def lengths(drawn: Packed) -> tuple[int, ...]:  # a thousand of what they are the lengths of would take 0.6 GB
         ends = len(drawn.seen.ends), len(drawn.asked.ends)
-        return len(drawn.context), len(drawn.order), drawn.seen.longest, *ends
+        longest = drawn.seen.longest, drawn.asked.longest
+        return len(drawn.context), len(drawn.order), *longest, *ends, len(drawn.answers)
 
     found = [lengths(method.draw(64, seed=step, sizes=step, multiple=256)) for step in range(1000)]
-    contexts, orders, longest, *ends = (len(set(column)) for column in zip(*found, strict=True))
+    contexts, orders, longest, _, *ends, answers = (len(set(column)) for column in zip(*found, strict=True))
+    assert answers <= 8
+    assert len(set(found[:250])) <= whole
+    assert len({lengths(method.draw(64, seed=step, sizes=3, multiple=256)) for step in range(250)}) <= fixed
     assert contexts <= most
     assert orders <= most
     assert longest <= 8

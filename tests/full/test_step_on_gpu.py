@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.io import write_png
 
 from full_ijepa import checkpoint, masking, methods, train
 from full_ijepa.data import Resident
@@ -15,6 +17,7 @@ from full_ijepa.distributed import World
 from full_ijepa.packing import fits_kernel
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
+from full_ijepa.streams import Stream
 from tests.full.pretend_cuda import CUDA, OnGPU, gpu, hollow, hollowed
 
 TINY = dict(encoder="toy", predictor_width=32, predictor_depth=2, predictor_heads=2, batch=8, micro_batch=4, epochs=3.0)
@@ -64,6 +67,7 @@ OTHERS = {
     "single block in groups": dict(masks="single_block", contexts="groups"),
     "small context": dict(masks="small_context"),
     "random": dict(masks="random"),
+    "fp16": dict(precision="fp16"),
     "five channels": dict(
         channels=5, depth="uint16", mean=(900.0, 1.0, 2.0, 3.0, 4.0), std=(300.0, 2.0, 2.0, 2.0, 2.0)
     ),
@@ -75,11 +79,23 @@ def test_other_choices_take_their_step_there(changes, tmp_path):
     check(tiny("stl10_vitb16", **OTHERS[changes]), tmp_path)
 
 
-def check(recipe: Recipe, folder: Path) -> None:
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+@pytest.mark.parametrize("whole", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_pictures_read_from_files_are_sent_without_waiting(whole, tmp_path):
+    """Cropped there, where they have one size, or by the workers."""
+    paths = [tmp_path / f"{n}.png" for n in range(24)]
+    for n, path in enumerate(paths):
+        side = 24 if whole else 24 + n
+        write_png(torch.randint(0, 256, (3, side, 24), dtype=torch.uint8, generator=torch.manual_seed(n)), str(path))
+    check(tiny("cifar10_vits4", image_size=24), tmp_path, lambda device: Stream(paths, device, whole))
+
+
+def check(recipe: Recipe, folder: Path, data: Callable[[torch.device], Resident | Stream] | None = None) -> None:
     with gpu() as seen:
         kind, shape = getattr(torch, recipe.pixels.depth), (24, recipe.pixels.channels, *recipe.sides)
         pictures = torch.randint(0, 256, shape, generator=torch.manual_seed(0)).to(kind)
-        start = lambda device: train.Trainer(recipe, World(0, 1, device), Resident(pictures, device))  # noqa: E731
+        data = data or partial(Resident, pictures)
+        start = lambda device: train.Trainer(recipe, World(0, 1, device), data(device))  # noqa: E731
         there, here = start(CUDA), start(torch.device("cpu"))
         assert all(isinstance(x, OnGPU) for x in there.method.state_dict().values())
         batches = there.batches(0, 3)
