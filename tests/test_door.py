@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -172,3 +174,15 @@ def test_constraints_are_names_and_versions_and_within_the_pins():
 def test_arrows_run_one_way():
     for path in (ROOT / "toy_ijepa").glob("*.py"):
         assert "full_ijepa" not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["toy_ijepa.__main__", "toy_ijepa.ablation", "toy_ijepa.bench", "toy_ijepa.leaderboard", "full_ijepa.bench"],
+)
+def test_every_command_has_a_help_text(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["it", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    assert ended.value.code == 0
+    assert "--out" in capsys.readouterr().out

@@ -161,7 +161,8 @@ def main() -> int:
     p.add_argument("--data", default="cifar10", help="a picture set of 32 px (default %(default)s)")
     p.add_argument("--steps", type=int, default=400, help="optimiser steps of each run (default %(default)s)")
     p.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="runs of each variant (default 0 1 2)")
-    p.add_argument("--only", nargs="+", default=list(ABLATIONS), help="some of the variants, by name")
+    names = f"variants by name (default {', '.join(map(repr, ABLATIONS))}; others are {', '.join(map(repr, BEYOND))})"
+    p.add_argument("--only", nargs="+", default=list(ABLATIONS), help=names.replace("%", "%%"))
     p.add_argument("--labels", type=int, default=10_000, help="training pictures of the probes (default %(default)s)")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default %(default)s)")
     p.add_argument("--out", type=Path, required=True, help="JSON file to write, after every variant")
