@@ -169,6 +169,21 @@ def test_a_vit_b_micro_batch_needs_few_kernels(mode):
     assert not seen.waits
 
 
+@pytest.mark.parametrize("name", some(RECIPES, "imagenet22k_vitg16"))
+def test_a_recipe_takes_its_micro_batch_at_its_own_size(name):
+    """Forward and backward, shapes only; every trainable tensor gets a gradient."""
+    recipe = RECIPES[name].replace(compile=False)
+    with torch.device("meta"):
+        method = methods.build(recipe)
+    drawn = masking.mapped(hollowed, method.draw(8, seed=1, sizes=2, multiple=train.PACKED))
+    images = hollowed(torch.empty(8, recipe.pixels.channels, *recipe.sides, device="meta"))
+    step = methods.Step(hollow(method))
+    with gpu() as seen, torch.autocast("cuda", torch.bfloat16):
+        step(images, drawn).backward()
+    assert not seen.waits
+    assert [name for name, p in step.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_kernels_are_chosen_where_there_is_a_gpu(recipe):
     """cuDNN plans attention anew for each length: only packed contexts, which do not ask it, leave it the rest."""
     train.set_up(recipe, torch.device("cpu"))
