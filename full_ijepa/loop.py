@@ -270,7 +270,7 @@ class Loop:
 
             for finding in doctor.on_the_way(t.recipe, self.journal.rows):
                 self.warn(finding.name, f"{finding.name}: {finding.seen}; {finding.advice}")
-        beside = "" if math.isnan(self.mean_loss) else f" (the mean's {self.mean_loss:.4f})"
+        beside = "" if math.isnan(self.mean_loss) else f" (without the picture {self.mean_loss:.4f})"
         speed = f"{pace['images_per_second']:.0f} images/s"
         self.bar.set_postfix_str(f"loss {loss:.4f}{beside}, {speed}, rank {self.rank:.1f}")
 

@@ -96,7 +96,9 @@ def test_grain_and_who_leads():
             mean(a[p] - b[p] for a, b in zip(*(probes[m]["runs"] for m in ("ijepa", "mae")), strict=True))
             for p in ("linear", "knn")
         ]
-        assert re.findall(r"([+-][\d.]+) ±", cells[2]) == [f"{gap:+.1f}" for gap in gaps]
+        assert re.findall(r"([+-][\d.]+) ±", cells[2]) == [
+            f"{gap:+.1f}" for gap in gaps
+        ]  # their doubt is of pictures, too
 
 
 def test_a_mean_is_not_rounded_twice():

@@ -80,7 +80,7 @@ def masks(images: Tensor, drawn: Masks, grid: tuple[int, int]) -> Figure:
 def training_curves(histories: dict[str, History]) -> Figure:
     """Loss, learning rate, weight decay, momentum, feature std and rank against the share of the run done.
 
-    Grey, beside each loss: what a predictor would lose that knows places and no picture, where that is known.
+    Grey, beside each loss: that of an answer which knows places and no picture, where that is known.
     """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots(2, 3)
@@ -96,7 +96,7 @@ def training_curves(histories: dict[str, History]) -> Figure:
         ax.set_xlabel("share of the run", fontsize=8)
         ax.tick_params(labelsize=7)
     if known:
-        axes[0, 0].set_title("loss (grey: predicting the mean of each place)", fontsize=9)
+        axes[0, 0].set_title("loss (grey: of an answer without the picture)", fontsize=9)
     ax.legend(fontsize=8)
     return figure
 

@@ -25,6 +25,7 @@ from toy_ijepa.patches import normalise
 from toy_ijepa.schedules import cosine, warmup_cosine
 
 WATCHED = 256  # training images whose features are watched for collapse
+MEANT = 64  # of them, about: what an answer without the picture loses is taken from these, for it costs another pass
 ROWS = 50  # rows of history of a run: enough for a curve, cheap enough not to be felt
 
 
@@ -188,15 +189,15 @@ def set_schedules(optimisers: list[torch.optim.Optimizer], config: TrainConfig, 
 
 
 @torch.no_grad()
-def watch(model: Method, images: Tensor, bf16: bool, warned: set[str], batch: int) -> dict[str, float]:
+def watch(model: Method, images: Tensor, bf16: bool, warned: set[str]) -> dict[str, float]:
     """Feature std, effective rank and share of position on uint8 images; warns of each kind of collapse once.
 
-    And `mean_loss`, the loss of an answer that knows no picture, on `batch` of them; nan for methods without one.
+    And `mean_loss`, the loss of an answer that knows no picture, on some of them; nan for methods without one.
     """
     known = getattr(model, "mean_loss", None)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         tokens = model.probed(normalise(images))
-        mean_loss = known(normalise(images[:: max(len(images) // batch, 1)][:batch])) if known else math.nan
+        mean_loss = known(normalise(images[:: max(len(images) // MEANT, 1)])) if known else math.nan
     found = health(tokens.float())
     if not math.isfinite(found.rank):
         raise NonFiniteLossError("the features are no longer finite numbers")
@@ -256,12 +257,11 @@ def train(
             history.images += len(index)
             if not history.rows or done - history.rows[-1]["progress"] >= 1 / rows:
                 row = dict(step=history.steps, progress=done, seconds=elapsed, loss=sum(losses) / len(losses), lr=lr)
-                row |= dict(weight_decay=decay, momentum=momentum)
-                row |= watch(model, watched, bf16, warned, config.batch)
+                row |= dict(weight_decay=decay, momentum=momentum, **watch(model, watched, bf16, warned))
                 row["images_per_second"] = history.images / (time.perf_counter() - start)
                 history.rows.append(row | look(row) if look else row)
                 losses.clear()
-                beside = "" if math.isnan(row["mean_loss"]) else f" (the mean's {row['mean_loss']:.4f})"
+                beside = "" if math.isnan(row["mean_loss"]) else f" (without the picture {row['mean_loss']:.4f})"
                 pace = "{images_per_second:.0f} images/s, rank {rank:.1f}".format(**row)
                 bar.set_postfix_str(f"loss {row['loss']:.4f}{beside}, {pace}")
             bar.update(100 * done - bar.n)

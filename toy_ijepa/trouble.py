@@ -52,7 +52,7 @@ def alike(flat: float, copies: float, least: float = ALIKE) -> str:
     if flat > least:
         return f"{flat:.0%} of the pictures looked at are flat: nothing in them can be predicted"
     if copies > least:
-        return f"{copies:.0%} of the pictures looked at have a near copy among the others, which teaches nothing new"
+        return f"{copies:.0%} of the pictures looked at have a near copy among the others, seen as 8 x 8 squares"
     return ""
 
 
@@ -122,8 +122,8 @@ def faults(rows: Sequence[dict[str, float]]) -> list[str]:
     late = max(len(rows) // 4, 1)
     if no_better(losses[-late:], means[-late:]):
         found.append(
-            f"no better than the mean: loss {median(losses[-late:]):.4f}, where an answer that knows no picture has "
-            f"{median(means[-late:]):.4f}; a longer run, or a higher rate"
+            f"no better than without the picture: loss {median(losses[-late:]):.4f}, where an answer that knows none "
+            f"has {median(means[-late:]):.4f}; a longer run, or a higher rate"
         )
     if (best := best_before(ranks)) is not None:
         found.append(

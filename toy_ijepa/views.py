@@ -88,6 +88,7 @@ class SimCLR(TwoViews):
     def __init__(self, encoder: Encoder, width: int = 128, temperature: float = 0.2) -> None:
         super().__init__(encoder, width)
         self.temperature = temperature
+        self.others = math.nan  #  views to choose from in the last batch
 
     def agree(self, first: Tensor, second: Tensor, generator: torch.Generator | None) -> Tensor:
         x = F.normalize(torch.cat([first, second]), dim=1)  #    (2B, E)
@@ -96,9 +97,13 @@ class SimCLR(TwoViews):
         partner = torch.arange(len(x), device=x.device).roll(len(first))
         return F.cross_entropy(alike, partner)
 
+    def step_loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        self.others = 2 * len(images) - 1
+        return super().step_loss(images, generator)
+
     def mean_loss(self, images: Tensor) -> float:
-        """The loss on so many images of an encoder that says the same of all: a guess among 2B - 1 views."""
-        return math.log(2 * len(images) - 1)
+        """The loss of an encoder that says the same of every picture: a guess among the 2B - 1 views of a step."""
+        return math.log(self.others)
 
 
 class LeJEPA(TwoViews):

@@ -39,7 +39,7 @@ def test_a_constant_loss_is_named():
 def test_a_loss_at_the_means_is_named_with_both_numbers():
     late = [0.5 + 0.01 * (i % 2) for i in range(30)]
     (found,) = trouble.faults(rows(late, mean_loss=0.505))
-    assert found.startswith("no better than the mean: loss 0.5100, where an answer that knows no picture has 0.50")
+    assert found.startswith("no better than without the picture: loss 0.5100, where an answer that knows none has 0.50")
     assert trouble.faults(rows(late, mean_loss=0.6)) == []
 
 
@@ -74,7 +74,7 @@ def test_flat_pictures_and_copies_are_told_from_pictures():
     assert trouble.likeness(empty[:1]) == (1.0, 0.0)
 
 
-def test_a_tenth_of_copies_is_named_before_a_run_but_does_not_explain_one():
+def test_a_tenth_of_copies_among_those_seen_is_named_before_a_run_but_does_not_explain_one():
     drawn = shapes.generate(600, seed=3).images
     seen = trouble.likeness(torch.cat([drawn, drawn[:33]]))
     assert seen == (0.0, pytest.approx(66 / 633, abs=0.01))
@@ -100,7 +100,7 @@ def test_every_row_has_the_means_loss_beside_its_own(method):
     """Of methods whose loss is a prediction alone it is 0 for pictures all alike; SimCLR's is a guess among views."""
     model = build(method, "tiny", 16, 4, seed=0)
     images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
-    history = train(model, images, TrainConfig(steps=2, batch=8), progress=False)
+    history = train(model, images, TrainConfig(steps=2, batch=8), progress=False)  # a watch sees 40
     known = [math.isfinite(value) for value in history.column("mean_loss")]
     predicts = method in ("ijepa", "ijepa-deep", "salt", "mae")
     assert known == [predicts or method == "simclr"] * 2
