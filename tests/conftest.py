@@ -34,8 +34,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cells of chapters are marked as such. Long files go first, then chapters from the last, which are the longest,
-    to the first, then what is left: the workers end at about the same time."""
+    """Cells of chapters are marked as such. Long files go first, then chapters from the last to the first, for the
+    later ones take longer, then what is left: the workers end at about the same time."""
 
     def turn(item: pytest.Item) -> tuple[int, int]:
         if item.path.suffix == ".ipynb":

@@ -178,11 +178,12 @@ def test_arrows_run_one_way():
 
 @pytest.mark.parametrize(
     "module",
-    ["toy_ijepa.__main__", "toy_ijepa.ablation", "toy_ijepa.bench", "toy_ijepa.leaderboard", "full_ijepa.bench"],
+    [f"toy_ijepa.{name}" for name in ("__main__", "ablation", "bench", "leaderboard")]
+    + ["full_ijepa.__main__", "full_ijepa.bench"],
 )
 def test_every_command_has_a_help_text(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["it", "--help"])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(module).main()
     assert ended.value.code == 0
-    assert "--out" in capsys.readouterr().out
+    assert "usage:" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The tables of the README say what the files behind them give, to the digit."""
+"""The README's tables of accuracies say what the files behind them give, to the digit."""
 
 from __future__ import annotations
 
