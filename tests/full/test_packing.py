@@ -211,22 +211,29 @@ def counter():
         torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("contexts", ["packed", pytest.param("groups", marks=pytest.mark.slow)])
-def test_blocks_are_compiled_a_few_times_whatever_the_lengths(images, counter, contexts):
+@pytest.mark.parametrize(
+    "contexts", ["packed", "packed, by the kernel", pytest.param("groups", marks=pytest.mark.slow)]
+)
+def test_blocks_are_compiled_a_few_times_whatever_the_lengths(images, counter, contexts, request):
     """One graph each for target encoder, context encoder and predictor, and at most one more for features alone."""
+    contexts, *by_kernel = contexts.split(", ")
+    calls = request.getfixturevalue("kernel") if by_kernel else []
     method = methods.build(RECIPE.replace(contexts=contexts, drop_path=0.2, predictor_depth=1))
     compile_blocks(method, backend=counter)
     for seed in range(5):
         methods.Step(method)(images, method.draw(7, seed=seed, sizes=seed, multiple=32)).backward()
     with torch.no_grad():
         method.probed(images[:3])
+    assert bool(calls) == bool(by_kernel)
     assert 3 <= counter.frame_count <= 4
     assert torch._dynamo.config.recompile_limit >= 32
 
 
 @pytest.mark.slow  # quick: the same of single blocks, above
-def test_a_whole_step_is_one_graph_without_a_break(images, counter):
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_a_whole_step_is_one_graph_without_a_break(images, counter, by_kernel, request):
     """A few graphs until it is known which lengths vary, then none, however many come."""
+    calls = request.getfixturevalue("kernel") if by_kernel else []
     method = methods.build(RECIPE.replace(drop_path=0.2))
     step, graphs = methods.Step(method), []
     compiled = torch.compile(step, backend=counter, fullgraph=True)
@@ -235,6 +242,7 @@ def test_a_whole_step_is_one_graph_without_a_break(images, counter):
         with torch.no_grad():
             assert compiled(images, drawn).item() == pytest.approx(step(images, drawn).item(), abs=1e-6)
         graphs.append(counter.frame_count)
+    assert bool(calls) == by_kernel
     assert graphs[-1] == graphs[-6] <= 6
 
 
