@@ -2,6 +2,7 @@
 
 python -m full_ijepa look DATA [--out look.html]
 python -m full_ijepa pack FOLDER OUT [--side 256]
+python -m full_ijepa verify FOLDER
 python -m full_ijepa pretrain RECIPE [--field value ...] --out RUN [--resume auto]
 python -m full_ijepa evaluate RUN [--protocols ...]
 python -m full_ijepa report RUN [RUN ...]
@@ -105,6 +106,22 @@ def pack(
     told = ", ".join(f"{count:,} {part}" for part, count in found.parts.items())
     print(f"{told} pictures in {found.shards} shards, {cost.size(found.size)}; next: pretrain with --data shards:{out}")
     return 0
+
+
+def verify(folder: Positional[Path]) -> int:
+    """Read all shards of a folder on this machine and compare their SHA-256 with the index's, as after a copy.
+
+    Args:
+        folder: of shards, with index.json beside
+    """
+    from full_ijepa import pack as packing
+
+    count, wrong = packing.verify(folder.expanduser())
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    told = "all are as index.json says" if not wrong else f"{len(wrong)} are not as index.json says: copy them anew"
+    print(f"{count} shards: {told}")
+    return 2 if wrong else 0
 
 
 def pretrain(
@@ -334,7 +351,7 @@ def attend(
 
 
 COMMANDS = dict(look=look, pretrain=pretrain, evaluate=evaluate, report=report, doctor=doctor, export=export)
-COMMANDS |= dict(embed=embed, near=near, attend=attend, pack=pack)
+COMMANDS |= dict(embed=embed, near=near, attend=attend, pack=pack, verify=verify)
 DEFAULT_NAMES = dict(
     huggingface="huggingface",
     released="released.pth",

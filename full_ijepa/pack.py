@@ -8,7 +8,6 @@ with its SHA-256. A shard is written whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -26,6 +25,8 @@ from tqdm.auto import tqdm
 from full_ijepa.formats import SUFFIXES, describe
 from full_ijepa.names import Names
 from full_ijepa.order import mix, shuffled
+from full_ijepa.remote import checksum
+from full_ijepa.shards import index_of
 from full_ijepa.tars import INDEX
 from toy_ijepa.decoding import DataError, blame, read_pixels
 from toy_ijepa.folders import check_skipped, class_of, classes_below, find_names
@@ -154,9 +155,7 @@ def write_part(
                 used += add(tar, *first)
                 pictures += 1
                 first = next(waiting, None) if used < shard_size else None
-        with target.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, sha256=digest)
+        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, sha256=checksum(target))
         target.replace(out / name)
     return found
 
@@ -168,3 +167,28 @@ def add(tar: tarfile.TarFile, name: str, members: dict[str, bytes]) -> int:
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
     return sum(512 + -(-len(data) // 512) * 512 for data in members.values())
+
+
+def verify(folder: Path) -> tuple[int, list[str]]:
+    """Read all shards of a folder; how many its index names, and of each that is not as it says, what is wrong.
+
+    Raises DataError if there is no index to compare with.
+    """
+    told = index_of(str(folder)).get("shards", {})
+    if not any("sha256" in said for said in told.values()):
+        raise DataError(f"{folder} has no {INDEX} with SHA-256 of its shards: `python -m full_ijepa pack` writes one")
+
+    def wrong(name: str) -> str | None:
+        file = folder / name
+        try:
+            found = checksum(file)
+        except FileNotFoundError:
+            return f"{file}: is not there"
+        except OSError as error:
+            return f"{file}: {error}"
+        said = told[name].get("sha256")
+        return None if found == said else f"{file}: its SHA-256 is {found[:12]}..., {INDEX} says {str(said)[:12]}..."
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(wrong, told), "reading", len(told), unit="shard", delay=2.0)
+        return len(told), [line for line in bar if line]

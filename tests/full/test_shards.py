@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,30 @@ def test_a_broken_picture_in_a_whole_shard_is_a_picture(sharded, packed, tmp_pat
     ((name, reason),) = stream.skipped.names.items()
     assert name.startswith(f"{broken / 'train-000001.tar'}/")
     assert "0x" not in reason  # no address in memory
+
+
+def flip(file: Path) -> None:
+    """One bit of a picture: a decoder may well say nothing."""
+    data = bytearray(file.read_bytes())
+    data[read_table(file).starts[3] + 20] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(flip, r"its SHA-256 is \w{12}\.\.\., index\.json says"), (Path.unlink, "is not there")]
+)
+def test_a_copy_can_be_compared_with_its_index(packed, tmp_path, capsys, change, told):
+    assert main(["verify", str(packed)]) == 0
+    assert re.fullmatch(r"\d+ shards: all are as index.json says\n", capsys.readouterr().out)
+    broken = spoil(tmp_path / "broken", packed, change)
+    assert main(["verify", str(broken)]) == 2
+    said = capsys.readouterr()
+    assert re.search(rf"^error: \S+train-000001\.tar: {told}", said.err)
+    assert len(said.err.splitlines()) == 1
+    assert "1 are not as index.json says: copy them anew" in said.out
+    (broken / INDEX).unlink()
+    assert main(["verify", str(broken)]) == 2
+    assert "has no index.json with SHA-256" in capsys.readouterr().err
 
 
 def test_a_table_is_made_anew_when_its_shard_changes(packed, tmp_path):
