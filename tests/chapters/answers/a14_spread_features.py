@@ -8,7 +8,7 @@ QUESTIONS = {
 }
 
 
-def statistics(order: str = "ABDCE", narrow: float = 4, normal: float = 1) -> str:
+def statistics(order: str = "PQSRT", narrow: float = 4, normal: float = 1) -> str:
     """An answer to the first exercise."""
     return f"return {dict(order=order, narrow=narrow, normal=normal)}"
 
@@ -36,10 +36,10 @@ SCORES = "    scores = (x @ x.T / temperature).masked_fill(torch.eye(len(x), dty
 ANSWERS = {
     "ex1": {
         "wrong": {
-            "one point is the worst": statistics("ABCED"),
-            "the number does not count": statistics("ABCDE"),
-            "the narrow ones alike, then the point": statistics("ACBDE"),
-            "place does not count": statistics("ABEDC"),
+            "one point is the worst": statistics("PQRTS"),
+            "the number does not count": statistics("PQRST"),
+            "the narrow ones alike, then the point": statistics("PRQST"),
+            "place does not count": statistics("PQTSR"),
             "twice, as the root of four": statistics(narrow=2),
             "sixteen times": statistics(narrow=16),
             "the same, as a mean would be": statistics(narrow=1),
