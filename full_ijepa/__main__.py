@@ -33,6 +33,7 @@ from full_ijepa import balance, cost, interop, loop, train
 from full_ijepa import doctor as examining
 from full_ijepa import evaluate as judging
 from full_ijepa.card import UNKNOWN, card
+from full_ijepa.distributed import leave
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.look import OPENED
 from full_ijepa.methods import IJEPA
@@ -381,4 +382,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -87,7 +87,7 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
             loss.item()  # waits for a GPU
             seconds.append(time.perf_counter() - begun)
         peak = torch.cuda.max_memory_allocated() / 2**20 if kind == "cuda" else toy.high_water_mark()
-        rate = toy.matmul_rate(trainer.dtype, 8192 if kind == "cuda" else 2048, kind)
+        rate = here.size * toy.matmul_rate(trainer.dtype, 8192 if kind == "cuda" else 2048, kind)
     speed = recipe.batch / median(seconds[first:])
     flops = cost.flops_per_image(recipe)
     found = dict(
@@ -101,9 +101,10 @@ def train(rounds: int, recipe: Recipe, device: str = "auto") -> dict:
         matmul_tflops=rate / 1e12,
         peak_mib=peak,
     )
-    print(f"{recipe.method}, ViT-{recipe.encoder}/{recipe.patch}, {recipe.image_size} px, batch {recipe.batch}")
-    for name, value in found.items():
-        print(f"{name:24}{value if isinstance(value, str) else f'{value:.4g}'}")
+    if here.leads:
+        print(f"{recipe.method}, ViT-{recipe.encoder}/{recipe.patch}, {recipe.image_size} px, batch {recipe.batch}")
+        for name, value in found.items():
+            print(f"{name:24}{value if isinstance(value, str) else f'{value:.4g}'}")
     return found
 
 

@@ -17,7 +17,7 @@ from full_ijepa.machine import pick
 from full_ijepa.masking import Drawn, Packed
 from full_ijepa.order import plan
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.train import precision_of, steps_of
+from full_ijepa.train import precision_of, set_up, steps_of
 from toy_ijepa.bench import matmul_rate
 
 COUNTS = {"stl10": 100_000, "cifar10": 50_000, "cifar100": 50_000, "shapes": 20_000, "imagenet": 1_281_167}
@@ -134,6 +134,7 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     pictures = pictures_of(recipe)
     steps, flops = steps_of(recipe, pictures), flops_per_image(recipe)
     dtype = precision_of(recipe, here)
+    set_up(recipe, here)
     rate = matmul_rate(dtype, 2048 if kind == "cpu" else 8192, kind)
     seconds = steps * recipe.batch * flops.hardware / (SHARE * rate)
     held = memory(recipe, parameters, trained, dtype)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -145,6 +147,8 @@ def world(device: str = "auto") -> Iterator[World]:
 
     device  as full_ijepa.machine.pick takes it: "auto" (the GPU of this process), "cpu" or "cuda"
     Raises ValueError if there are more processes than GPUs on this machine, or a GPU that torch cannot use.
+    TRAP: taking leave of NCCL waits for the others, and they may be waiting for this process. One that fails on a GPU
+    takes no leave, so that its error is told at once; `leave` ends it, and torchrun the others.
     """
     size, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     kind = machine.pick(device, launched="RANK" in os.environ)
@@ -166,13 +170,35 @@ def world(device: str = "auto") -> Iterator[World]:
     if kind == "cuda":
         options["device_id"] = found  # NCCL connects at once, and never guesses the GPU
     dist.init_process_group(backend, **options)
+    well = False
     try:
         yield World(rank, size, found, local)
+        well = True
     finally:
         # TRAP: a thread of gloo's puts away the last message, for which it needs Python's lock. A process that takes
         # itself apart holds that lock and waits for the thread, for ever: let the thread have it before.
         time.sleep(TEARDOWN)
-        dist.destroy_process_group()
+        if well or kind != "cuda":
+            dist.destroy_process_group()
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Call `main` and end this process with its exit code; at once, if it failed before it took leave of the others.
+
+    TRAP: an ordinary end waits for NCCL as well.
+    """
+    try:
+        code = main()
+    except Exception:
+        if not dist.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if not dist.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ lie on the device, so that reading files does not count.
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -24,14 +26,14 @@ from full_ijepa import cost
 from full_ijepa.distributed import World
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.streams import Resident
-from full_ijepa.train import Trainer, precision_of
+from full_ijepa.train import Trainer, precision_of, set_up
 from toy_ijepa.bench import matmul_rate
 
 CONTEXTS = ("groups", "packed")
 PICTURES = 512  # made, on the device
 STEADY = 12  # timed steps of a way to run
 FIRST = 4  # before them: kernels are chosen and compiled
-KERNELS = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+MOVES = ("Memcpy", "Memset")  # what the device does beside kernels
 
 
 def synchronise(device: torch.device) -> None:
@@ -140,21 +142,38 @@ def synchronisations(recipe: Recipe, here: World) -> dict[str, Any]:
 
 
 def kernels(recipe: Recipe, here: World) -> dict[str, Any]:
-    """Kernels of a step, the time they take together, and the share of the step in which the device stands idle."""
+    """Kernels of a step, the time they take together, and the share of the step in which the device stands idle.
+
+    The profiler slows the host down: it watches the device alone, from its second step on, and the step's own time is
+    taken before it.
+    """
     if here.device.type != "cuda":
         return dict(not_asked="kernels are a GPU's")
     with fresh(recipe, here) as steps:
         steps.take(FIRST)
-        with torch.profiler.profile(activities=KERNELS) as profile:
-            seconds = steps.take(1)[0]
-    found = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    busy = sum(event.device_time for event in found) / 1e6
-    longest = sorted(profile.key_averages(), key=lambda row: row.self_device_time_total, reverse=True)[:12]
+        seconds = median(steps.take(3))
+        watched = torch.profiler.schedule(wait=0, warmup=1, active=1)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], schedule=watched) as profile:
+            for _ in range(2):
+                steps.take(1)
+                profile.step()
+    return tally(profile.events(), seconds)
+
+
+def tally(events: Iterable[Any], seconds: float) -> dict[str, Any]:
+    """What a profiler's events of one step of so many seconds say; ranges that span kernels are not counted again."""
+    found = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    times: Counter[str] = Counter()  # microseconds by name
+    for event in found:
+        times[event.name[:80]] += event.time_range.elapsed_us()
+    busy, moves = sum(times.values()) / 1e6, sum(event.name.startswith(MOVES) for event in found)
     return dict(
-        count=len(found),
+        count=len(found) - moves,
+        copies=moves,
         seconds=busy,
+        step_seconds=seconds,
         idle=max(1 - busy / seconds, 0.0),
-        longest={row.key[:80]: row.self_device_time_total / 1e3 for row in longest},  # ms
+        longest={name: time / 1e3 for name, time in times.most_common(12)},  # ms
     )
 
 
@@ -183,29 +202,33 @@ def held(recipe: Recipe, here: World) -> dict[str, Any]:
             steps.take(2)
             return dict(peak_gib=torch.cuda.max_memory_allocated() / 2**30, estimated_gib=about)
     except torch.cuda.OutOfMemoryError as error:
-        return dict(too_much=str(error).splitlines()[0][:200], estimated_gib=about)
+        return dict(too_much=str(error).partition("\n")[0][:200], estimated_gib=about)
 
 
 def questions(base: Recipe, large: Recipe, here: World, rates: dict) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What is asked, the most telling first: a name and what finds the answer."""
-    sizes = sorted({base.micro_batch, 4 * base.micro_batch})
-    ways = [dict(compile=c, contexts=k, micro_batch=n) for n in sizes for c in (False, True) for k in CONTEXTS]
-    for way in ways:
-        recipe = base.replace(batch=way["micro_batch"], **way)
-        name = f"{way['micro_batch']} images, {way['contexts']}, {'compiled' if way['compile'] else 'eager'}"
-        yield name, lambda recipe=recipe: speed(recipe, here, rates["matmul"])
-    for contexts, cudnn in (("groups", True), ("packed", False)):  # is the choice of `train.set_up` the faster one?
-        recipe = base.replace(batch=base.micro_batch, compile=False, contexts=contexts)
-        name = f"{base.micro_batch} images, {contexts}, eager, {'with' if cudnn else 'without'} cuDNN"
-        yield name, lambda recipe=recipe, cudnn=cudnn: speed(recipe, here, rates["matmul"], cudnn)
-    one = base.replace(batch=base.micro_batch, compile=False)
+
+    def ways(count: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+        for compiled, contexts in itertools.product((False, True), CONTEXTS):
+            recipe = base.replace(batch=count, micro_batch=count, compile=compiled, contexts=contexts)
+            name = f"{count} images, {contexts}, {'compiled' if compiled else 'eager'}"
+            yield name, lambda recipe=recipe: speed(recipe, here, rates["matmul"])
+
+    count = base.micro_batch
+    yield from ways(count)
+    one = base.replace(batch=count, compile=False)
     yield "synchronisations", lambda: synchronisations(one, here)
     for contexts in CONTEXTS:
         yield f"kernels, {contexts}", lambda contexts=contexts: kernels(one.replace(contexts=contexts), here)
     yield "watch", lambda: watching(one, here)
-    for count in sizes[0], 2 * sizes[0]:
-        recipe = large.replace(batch=count, micro_batch=count)
-        yield f"memory of {large.encoder}, {count} images", lambda recipe=recipe: held(recipe, here)
+    for several in count, 2 * count:
+        recipe = large.replace(batch=several, micro_batch=several, compile=False)
+        yield f"memory of {large.encoder}, {several} images", lambda recipe=recipe: held(recipe, here)
+    for contexts, cudnn in (("groups", True), ("packed", False)):  # is the choice of `train.set_up` the faster one?
+        name = f"{count} images, {contexts}, eager, {'with' if cudnn else 'without'} cuDNN"
+        recipe = one.replace(contexts=contexts)
+        yield name, lambda recipe=recipe, cudnn=cudnn: speed(recipe, here, rates["matmul"], cudnn)
+    yield from ways(4 * count)
 
 
 def ask(minutes: float, base: Recipe, large: Recipe, here: World, keep: Callable[[dict], None]) -> dict[str, Any]:
@@ -214,11 +237,13 @@ def ask(minutes: float, base: Recipe, large: Recipe, here: World, keep: Callable
     An answer that fails says why in its place, and the next question is asked.
     """
     end = time.monotonic() + 60 * minutes
+    set_up(base, here.device)  # fp32 products as a run's
     dtype = precision_of(base, here.device)
     side = 8192 if here.device.type == "cuda" else 1024
     rates = dict(matmul=matmul_rate(dtype, side, here.device.type), copy=copy_rate(here.device, side // 8))
     ceilings = dict(matmul_tflops=rates["matmul"] / 1e12, copy_gb=rates["copy"] / 1e9)
     found: dict[str, Any] = dict(about(here), precision=str(dtype).removeprefix("torch."), **ceilings)
+    keep(found)
     longest: dict[bool, float] = {}  # seconds of the longest answer so far, with and without the compiler
     for name, answer in questions(base, large, here, rates):
         compiled = "compiled" in name
@@ -228,8 +253,8 @@ def ask(minutes: float, base: Recipe, large: Recipe, here: World, keep: Callable
         begun = time.monotonic()
         try:
             found[name] = answer()
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            found[name] = dict(failed=f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")
+        except Exception as error:  # whatever it is, the next answer is worth having
+            found[name] = dict(failed=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
         found[name]["took"] = time.monotonic() - begun
         longest[compiled] = max(longest.get(compiled, 0.0), found[name]["took"])
         keep(found)

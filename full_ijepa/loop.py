@@ -188,7 +188,8 @@ class Loop:
                 if stop and not last:
                     ended = "stopped"
                     break
-            self.settle(wait=True)
+            with self.patience():
+                self.settle(wait=True)
             t.world.patience(PATIENCE)
             self.unsaved = t.world.lead(lambda: self.unsaved)  # once the leader has written: all leave with its code
         finally:
@@ -212,9 +213,6 @@ class Loop:
 
         TRAP: under ddp only the leader knows of any and comes here to wait: nothing here may ask the others.
         """
-        world = self.trainer.world
-        if wait:
-            world.patience(PATIENCE)  # a slow disk is not a hang
         for found in self.saver.look(wait):
             if found.kind == "step":
                 self.unsaved = found.error
@@ -228,19 +226,29 @@ class Loop:
             self.best = before
             if self.journal:
                 self.journal.withdraw(found.step, f"best_{self.judge}")
-        if wait:
-            world.patience(STEP)
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """All processes wait for those that have to wait for a disk inside: a slow one is not a hang."""
+        world = self.trainer.world
+        world.patience(PATIENCE)
+        yield
+        world.barrier()
+        world.patience(STEP)
 
     def make_room(self, kind: str) -> None:
         """Wait for the last checkpoint of this kind: two copies of it would fill the memory."""
+        if not self.trainer.world.any(self.saver.busy(kind)):  # under ddp the leader alone knows
+            return
         begun = time.perf_counter()
-        while self.saver.busy(kind):
-            self.settle(wait=True)
-            self.warn(
-                f"slow {kind}",
-                f"step {self.trainer.step} waited {time.perf_counter() - begun:.1f} s for the checkpoint before to be "
-                "written: the disk is slower than checkpoints come; raise checkpoint_epochs or probe_epochs",
-            )
+        with self.patience():
+            while self.saver.busy(kind):
+                self.settle(wait=True)
+        self.warn(
+            f"slow {kind}",
+            f"step {self.trainer.step} waited {time.perf_counter() - begun:.1f} s for the checkpoint before to be "
+            "written: the disk is slower than checkpoints come; raise checkpoint_epochs or probe_epochs",
+        )
 
     def log(self, losses: list[Tensor], norm: Tensor, schedule: dict[str, float], pace: dict[str, float]) -> None:
         """A row of history; raises NonFiniteLossError if the numbers blew up."""
@@ -331,7 +339,8 @@ class Loop:
         self.saver.add("step", t.step, checkpoint.collect(t.model, t.optimisers, t.world.leads), t.about())
 
     def blown_up(self, what: str) -> None:
-        self.settle(wait=True)
+        with self.patience():  # who left now would take the leader with it, in the middle of a checkpoint
+            self.settle(wait=True)
         where = checkpoint.written(self.folder)
         kept = f"the last good checkpoint is {where[-1]}" if where else "no checkpoint had been written yet"
         raise NonFiniteLossError(

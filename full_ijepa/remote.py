@@ -18,6 +18,10 @@ from toy_ijepa.environment import MachineError
 
 WAITS = (1.0, 4.0, 15.0, 60.0)  # s between two attempts
 BLOCK = 1 << 23  # bytes asked for at a time: what a lost connection costs
+# s without a byte after which a connection counts as lost. With all WAITS well below the minutes that processes wait
+# for one another.
+STALL = 30.0
+NOT_THERE = 401, 403, 404, 410  # answers of a server that asking again does not change
 T = TypeVar("T")
 
 
@@ -33,7 +37,12 @@ def is_remote(place: str) -> bool:
 def system(url: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it. Raises DataError if a package is missing."""
     try:
-        return fsspec.core.url_to_fs(url)
+        if not url.startswith(("http://", "https://")):
+            return fsspec.core.url_to_fs(url)
+        from aiohttp import ClientTimeout
+
+        patience = ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
+        return fsspec.core.url_to_fs(url, client_kwargs=dict(timeout=patience))
     except (ImportError, ValueError) as error:
         raise DataError(
             f"{url} cannot be read ({error}): http needs `pip install aiohttp`, s3 `pip install s3fs`, gs `pip install "
@@ -47,15 +56,19 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except (FileNotFoundError, PermissionError) as error:
-            raise RemoteError(f"{error or type(error).__name__}") from error
+            # TRAP: over HTTP fsspec says "not found" of whatever goes wrong while it asks for a size.
+            trouble = error.__cause__
+            if trouble is None or getattr(trouble, "status", 0) in NOT_THERE:
+                raise RemoteError(f"{error or type(error).__name__}") from error
         except (MachineError, MemoryError):
             raise
         except Exception as error:  # each file system has its own
-            told = str(error) or type(error).__name__
-            if wait is None:
-                raise RemoteError(f"{told}, asked {len(WAITS) + 1} times") from error
-            warnings.warn(f"{url}: {told}; asked again in {wait:g} s", stacklevel=3)
-            time.sleep(wait)
+            trouble = error
+        told = str(trouble) or type(trouble).__name__
+        if wait is None:
+            raise RemoteError(f"{told}, asked {len(WAITS) + 1} times") from trouble
+        warnings.warn(f"{url}: {told}; asked again in {wait:g} s", stacklevel=3)
+        time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 

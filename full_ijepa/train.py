@@ -1,4 +1,7 @@
-"""The training loop at scale: any number of processes, interrupted at any moment, continued to the same last bit."""
+"""The training loop at scale: any number of processes, interrupted at any moment, continued as if not.
+
+On a CPU to the same last bit; on a GPU with the same pictures and masks, where the order of some sums is not fixed.
+"""
 
 # Shape legend:  B images of a micro-batch  C channels  H,W pixels  S pictures
 

@@ -240,6 +240,9 @@ def compile_blocks(module: nn.Module, backend: str | Callable = "inductor") -> N
     """
     # TRAP: beyond the limit, 8 unless it is raised, torch runs a block uncompiled and says so in a log only.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
+    # TRAP: within DDP torch cuts what it compiles where a bucket of gradients is full: every block of a ViT-B in two.
+    # Blocks leave room enough for gradients to travel meanwhile.
+    torch._dynamo.config.optimize_ddp = False
     for part in module.modules():
         if isinstance(part, toy.Block):
             part.compile(dynamic=True, backend=backend)

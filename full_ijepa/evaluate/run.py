@@ -13,9 +13,10 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from full_ijepa import checkpoint, labels, methods, metrics
-from full_ijepa.data import folder_of, training_files
+from full_ijepa.data import ALONE, folder_of, training_files
 from full_ijepa.distributed import World, world
 from full_ijepa.evaluate import protocols as known
 from full_ijepa.evaluate.pictures import Labelled, labelled
@@ -30,13 +31,21 @@ from toy_ijepa.recipe import lookup
 
 
 def load_run(
-    out: Path, device: torch.device | str = "cpu", which: str = "last"
+    out: Path, device: torch.device | str = "cpu", which: str = "last", here: World = ALONE
 ) -> tuple[Recipe, methods.IJEPA | methods.MAE, int]:
     """Recipe, method and step of a run's checkpoint: "last" (the newest whole one), "best", or a step's number.
 
+    Of several processes (`here`) the leader reads it, and sends the others the weights.
     Raises CheckpointError if there is none.
     """
-    weights, about = checkpoint.choose(out / "checkpoints", which)
+    weights: dict[str, Tensor] = {}
+
+    def read() -> dict[str, Any]:
+        found, about = checkpoint.choose(out / "checkpoints", which)
+        weights.update({name: tensor for name, tensor in found.items() if name.startswith("model.")})
+        return about
+
+    about = here.lead(read)
     recipe = Recipe.read(about["recipe"])
     step = methods.Step(methods.build(recipe.replace(compile=False)))
     checkpoint.restore(step, [], weights)
@@ -70,7 +79,7 @@ def evaluate(
     chosen, seeds = [name for name in protocols if lookup(PROTOCOLS, name, "protocol")], list(seeds)
     pick(device)  # a word about a GPU that is not there
     with world(device) as here:
-        recipe, method, step = load_run(out, here.device, which)
+        recipe, method, step = load_run(out, here.device, which, here)
         name = data or recipe.data
         if not table and table != NO_TABLE:
             raise ValueError("columns and a task are those of a table of labels: name it too (--labels FILE)")

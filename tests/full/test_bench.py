@@ -103,14 +103,59 @@ def test_attention_asks_cudnn_as_the_question_says(monkeypatch):
     assert not any(found.values())
 
 
-def test_an_answer_that_fails_is_named_and_the_next_is_asked(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("no kernel for this\nand more"), "RuntimeError: no kernel for this"),
+        (AssertionError(), "AssertionError: "),
+        (KeyError("kernel"), "KeyError: 'kernel'"),
+    ],
+)
+def test_an_answer_that_fails_is_named_and_the_next_is_asked(monkeypatch, error, told):
     def broken():
-        raise RuntimeError("no kernel for this\nand more")
+        raise error
 
     monkeypatch.setattr(gpu, "questions", lambda *_: iter([("one", broken), ("two", lambda: dict(well=1.0))]))
     kept = []
     here = World(0, 1, torch.device("cpu"))
     found = gpu.ask(1, RECIPES["smoke"], RECIPES["smoke"], here, lambda found: kept.append(dict(found)))
-    assert found["one"]["failed"] == "RuntimeError: no kernel for this"
+    assert found["one"]["failed"] == told
     assert found["two"]["well"] == 1.0
-    assert list(kept[0]) == [*kept[1]][:-1]  # written after each answer, so that nothing is lost
+    assert "matmul_tflops" in kept[0]
+    assert [list(one) for one in kept[:2]] == [[*other][:-1] for other in kept[1:]]  # nothing that was found is lost
+
+
+def test_kernels_are_counted_once_and_idle_is_of_the_step_that_nobody_watched():
+    def event(name, microseconds, device="CUDA", annotation=False):
+        time = SimpleNamespace(elapsed_us=lambda: microseconds)
+        kind = getattr(torch.autograd.DeviceType, device)
+        return SimpleNamespace(name=name, time_range=time, device_type=kind, is_user_annotation=annotation)
+
+    seen = [event("gemm", 300.0), event("gemm", 100.0), event("adam", 50.0), event("Memcpy HtoD", 50.0)]
+    seen += [event("Optimizer.step", 50.0, annotation=True), event("aten::mm", 900.0, "CPU")]
+    found = gpu.tally(seen, 1e-3)
+    assert (found["count"], found["copies"]) == (3, 1)
+    assert found["seconds"] == pytest.approx(5e-4)
+    assert found["idle"] == pytest.approx(0.5)
+    assert found["longest"] == pytest.approx({"gemm": 0.4, "adam": 0.05, "Memcpy HtoD": 0.05})
+
+
+def test_only_what_is_called_compiled_is():
+    """The minutes are shared out by the name."""
+    compiled = []
+
+    def asked(recipe, *_):
+        compiled.append(recipe.compile)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("speed", "kernels", "synchronisations", "watching", "held"):
+            patch.setattr(gpu, name, asked)
+        large = RECIPES["imagenet_vith14"]
+        assert large.compile
+        every = gpu.questions(RECIPES["stl10_vitb16"], large, None, dict(matmul=1.0))
+        names = [name for name, answer in every if answer() == {}]
+    assert compiled == ["compiled" in name for name in names]
+    memory = [place for place, name in enumerate(names) if name.startswith("memory of h")]
+    assert len(memory) == 2
+    assert max(memory) < len(names) - 4, "what takes longest comes last"

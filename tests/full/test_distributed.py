@@ -37,9 +37,19 @@ def port() -> int:
 def alone(tmp_path_factory, pictures):
     """The flags of the tests' run, and where one process, this one, trained them."""
     flags = [*arguments(Recipe(data=f"folder:{pictures}")), "--optimiser", "adamw"]
-    out = tmp_path_factory.mktemp("alone") / "run"
+    return flags, trained(tmp_path_factory.mktemp("alone") / "run", flags)
+
+
+@pytest.fixture(scope="module")
+def in_parts(tmp_path_factory, alone):
+    """The same in micro-batches of two pictures, so that four processes have one each."""
+    flags = [*alone[0], "--micro-batch", "2"]
+    return flags, trained(tmp_path_factory.mktemp("parts") / "run", flags)
+
+
+def trained(out: Path, flags: list[str]) -> Path:
     assert main([*MODULE[2:], *flags, "--out", str(out)]) == 0
-    return flags, out
+    return out
 
 
 def close(a: Path, b: Path) -> None:
@@ -82,8 +92,7 @@ def test_two_processes_give_the_loss_of_one(tmp_path, alone, parallel):
 @pytest.mark.slow
 def test_packed_contexts_give_the_loss_of_one(tmp_path, alone):
     flags = [*alone[0], "--contexts", "packed", "--micro-batch", "2"]
-    one = [sys.executable, *MODULE, *flags, "--out", str(tmp_path / "one")]
-    subprocess.run(one, env=environment(), check=True, capture_output=True)
+    trained(tmp_path / "one", flags)
     for parallel, count in (("ddp", "4"), ("fsdp", "2")):
         out = tmp_path / parallel
         line = [*torchrun("--standalone", "--nproc-per-node", count), *flags, "--parallel", parallel, "--out", str(out)]
@@ -94,16 +103,14 @@ def test_packed_contexts_give_the_loss_of_one(tmp_path, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "more"), [(4, []), (4, ["--shard-size", "2"]), (2, ["--shard-size", "1"])])
-def test_groups_that_share_a_copy_give_the_loss_of_one(tmp_path, alone, count, more):
+def test_groups_that_share_a_copy_give_the_loss_of_one(tmp_path, in_parts, count, more):
     """Four processes share one copy, two groups of two share one each, and two processes have one each (HSDP)."""
-    flags, _ = alone
+    flags, single = in_parts
     out = tmp_path / "run"
     line = [*torchrun("--standalone", "--nproc-per-node", str(count)), *flags, "--out", str(out), "--parallel", "fsdp"]
-    done = subprocess.run([*line, "--micro-batch", "2", *more], env=environment(), capture_output=True, text=True)
+    done = subprocess.run([*line, *more], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    micro = [sys.executable, *MODULE, *flags, "--micro-batch", "2", "--out", str(tmp_path / "one")]
-    subprocess.run(micro, env=environment(), check=True, capture_output=True)
-    close(out, tmp_path / "one")
+    close(out, single)
     path = checkpoint.written(out / "checkpoints")[-1]
     size = int(more[-1]) if more else count
     assert path.is_dir() == (size > 1)
@@ -151,13 +158,7 @@ def test_a_killed_process_comes_back_and_the_run_ends_the_same(tmp_path, alone):
     said = launcher.communicate(timeout=300)[0]
     assert launcher.returncode == 0, said[-3000:]
     assert "continuing at step" in said
-    whole = subprocess.run(
-        [sys.executable, *MODULE, *flags, "--epochs", "6", "--out", str(tmp_path / "whole")],
-        env=environment(),
-        capture_output=True,
-    )
-    assert whole.returncode == 0
-    close(out, tmp_path / "whole")
+    close(out, trained(tmp_path / "whole", [*flags, "--epochs", "6"]))
 
 
 def workers_of(parent: int) -> list[int]:
@@ -189,10 +190,9 @@ LADDERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LADDERS)
-def test_any_number_of_processes_continues_what_another_began(tmp_path, alone, name):
-    flags, _ = alone
-    flags = [*flags, "--micro-batch", "2", "--device", "cpu", "--resume", "auto"]
-    subprocess.run([sys.executable, *MODULE, *flags, "--out", str(tmp_path / "whole")], env=environment(), check=True)
+def test_any_number_of_processes_continues_what_another_began(tmp_path, in_parts, name):
+    flags, single = in_parts
+    flags = [*flags, "--device", "cpu", "--resume", "auto"]
     out = tmp_path / "run"
     stopping = tmp_path / "stopping.py"
     stopping.write_text(STOPPING)
@@ -204,7 +204,7 @@ def test_any_number_of_processes_continues_what_another_began(tmp_path, alone, n
         path = checkpoint.written(out / "checkpoints")[-1]
         assert checkpoint.step_of(path) == stop, done.stderr[-3000:]
         assert path.is_dir() == ("fsdp" in more)
-    close(out, tmp_path / "whole")
+    close(out, single)
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_a_part_that_could_not_be_written_is_told_by_the_leader(tmp_path, alone)
 
 @pytest.mark.slow
 def test_processes_agree_while_only_the_leader_waits_for_a_slow_disk(tmp_path, alone):
-    """A checkpoint every step, each of which takes longer than the step."""
+    """A checkpoint every step, each of which takes longer than the step; the first, longer than a hang may."""
     flags, single = alone
     script, out = tmp_path / "slow.py", tmp_path / "run"
     script.write_text(SLOW)
@@ -306,10 +306,12 @@ for number in range(100):
 
 SLOW = """
 import sys, time
-from full_ijepa import checkpoint
+from datetime import timedelta
+from full_ijepa import checkpoint, loop
 from full_ijepa.__main__ import main
-save_file = checkpoint.save_file
-checkpoint.save_file = lambda *said, **options: (time.sleep(0.5), save_file(*said, **options))
+loop.STEP = timedelta(seconds=5)
+save_file, naps = checkpoint.save_file, [0.5, 10.0]
+checkpoint.save_file = lambda *said, **options: (time.sleep(naps.pop() if naps else 0.5), save_file(*said, **options))
 sys.exit(main(["pretrain", "smoke", *sys.argv[1:]]))
 """
 

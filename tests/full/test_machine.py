@@ -226,19 +226,26 @@ def test_the_slowest_process_is_named(monkeypatch):
     assert row == dict(memory_gb=3.0, waiting=0.5, slowest=1, slowest_ratio=1.5)
 
 
-def test_nccl_is_bound_to_its_gpu_and_waits_less_long_once_steps_begin(monkeypatch):
+@pytest.fixture
+def nccl(monkeypatch):
+    """The third of eight processes on GPUs, pretended: what its world asked of torch."""
     import torch.distributed as dist
 
-    asked = {}
+    asked = dict(left=0)
     monkeypatch.setattr(machine, "pick", lambda device, launched: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.update(gpu=device))
     monkeypatch.setattr(dist, "rendezvous", lambda *_args, timeout: iter([(dist.HashStore(), 3, 8)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(backend=backend, **options))
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.update(left=asked["left"] + 1))
     monkeypatch.setattr(dist.distributed_c10d, "_set_pg_timeout", lambda limit: asked.update(timeout=limit))
     for name, value in dict(WORLD_SIZE="8", RANK="3", LOCAL_RANK="3").items():
         monkeypatch.setenv(name, value)
+    return asked
+
+
+def test_nccl_is_bound_to_its_gpu_and_waits_less_long_once_steps_begin(nccl):
+    asked = nccl
     with world() as here:
         assert (asked["backend"], asked["device_id"], asked["gpu"]) == ("cpu:gloo,cuda:nccl", here.device, here.device)
         assert here.device == torch.device("cuda", 3)
@@ -247,6 +254,55 @@ def test_nccl_is_bound_to_its_gpu_and_waits_less_long_once_steps_begin(monkeypat
         assert asked["timeout"].total_seconds() == 600
         assert here.round == 10
     assert World(0, 1, torch.device("cuda", 0)).round == World(0, 8, torch.device("cpu")).round == 1
+
+
+def test_who_fails_on_a_gpu_waits_for_nobody(nccl):
+    """Taking leave of NCCL waits for the others, who wait for this process: its error would never be told."""
+    with world():
+        pass
+    assert nccl["left"] == 1
+    with pytest.raises(ValueError, match="no folder"), world():
+        raise ValueError("no folder")
+    assert nccl["left"] == 1
+
+
+LEAVING = """
+import sys, time
+import torch.distributed as dist
+from full_ijepa.distributed import leave
+
+class Slow:
+    def __del__(self):
+        time.sleep(60)
+
+def main():
+    print("said", end="")
+    if sys.argv[1] == "raises":
+        raise RuntimeError("something unforeseen")
+    if sys.argv[1] == "took leave":
+        dist.destroy_process_group()
+        Slow.__del__ = lambda self: print(", and took its time", end="")
+    return 2
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+keep = Slow()
+leave(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "out", "err"),
+    [
+        ("returns", 2, "said", ""),
+        ("raises", 1, "said", "something unforeseen"),
+        ("took leave", 2, "said, and took", ""),
+    ],
+)
+def test_an_exit_code_is_told_at_once(how, code, out, err):
+    done = subprocess.run([sys.executable, "-c", LEAVING, how], capture_output=True, text=True, timeout=50)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith(out)
+    assert err in done.stderr
 
 
 def test_the_module_that_says_so_is_cheap_to_import():

@@ -227,6 +227,7 @@ def test_blocks_are_compiled_a_few_times_whatever_the_lengths(images, counter, c
     assert bool(calls) == bool(by_kernel)
     assert 3 <= counter.frame_count <= 4
     assert torch._dynamo.config.recompile_limit >= 32
+    assert not torch._dynamo.config.optimize_ddp, "DDP would cut each block in two"
 
 
 @pytest.mark.slow  # quick: the same of single blocks, above

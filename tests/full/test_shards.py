@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import re
+import socket
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from PIL import Image
 from full_ijepa import remote, shards
 from full_ijepa.__main__ import main
 from full_ijepa.data import opened, probe_set, settled, training_set
+from full_ijepa.distributed import STEP
 from full_ijepa.embedding import Features, embed, load_encoder
 from full_ijepa.evaluate import evaluate
 from full_ijepa.order import ShardOrder, order, plan
@@ -328,6 +331,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Serves a folder with ranges, and fails as it is told: {file name: [what to do first, then ...]}."""
 
     troubles: ClassVar[dict[str, list[str]]] = {}
+    down: ClassVar[int] = 0
     asked: ClassVar[list[tuple[str, str | None]]] = []
 
     def __init__(self, *args, folder: Path) -> None:
@@ -345,6 +349,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         file = self.folder / name
         if not file.is_file():
             return self.send_error(404)
+        if Server.down:  # for all that is asked, its size as well
+            Server.down -= 1
+            return self.send_error(503)
         data, asked = file.read_bytes(), self.headers.get("Range")
         trouble = self.troubles[name].pop(0) if body and self.troubles.get(name) else ""
         if body:
@@ -374,7 +381,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def served(packed):
     """The shards behind an address."""
-    Server.troubles, Server.asked = {}, []
+    Server.troubles, Server.asked, Server.down = {}, [], 0
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, folder=packed))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -390,11 +397,12 @@ def test_shards_elsewhere_give_the_same_pictures(sharded, served):
     assert len(fetched) == len(set(fetched))  # each once
 
 
-@pytest.mark.parametrize("troubles", [["busy"], ["cut", "busy"], ["wrong", "cut"], ["no ranges"]])
+@pytest.mark.parametrize("troubles", [["busy"], ["cut", "busy"], ["wrong", "cut"], ["no ranges"], ["down"]])
 def test_a_server_in_trouble_is_asked_again(packed, served, tmp_path, monkeypatch, troubles):
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(remote, "BLOCK", 4000)
     Server.troubles = {"train-000000.tar": list(troubles)}
+    Server.down = 2 * (troubles == ["down"])
     about = json.loads((packed / INDEX).read_text())["shards"]["train-000000.tar"]
     fetch = partial(remote.fetch, f"{served}/train-000000.tar", tmp_path / "kept", 1e9, about["sha256"])
     if troubles == ["no ranges"]:
@@ -404,6 +412,21 @@ def test_a_server_in_trouble_is_asked_again(packed, served, tmp_path, monkeypatc
             found = fetch()
     assert found.read_bytes() == (packed / "train-000000.tar").read_bytes()
     assert not list(found.parent.glob("*.part"))
+
+
+def test_a_server_that_falls_silent_is_given_up(tmp_path, monkeypatch):
+    """It takes the request and never answers; processes that wait for this one wait ten minutes."""
+    pytest.importorskip("aiohttp")
+    waits = remote.WAITS
+    assert 2 * remote.STALL * (len(waits) + 1) + sum(waits) < STEP.total_seconds()
+    monkeypatch.setattr(remote, "WAITS", (0.01,))
+    monkeypatch.setattr(remote, "STALL", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/train-000000.tar"
+        begun = time.monotonic()
+        with pytest.warns(UserWarning, match="asked again"), pytest.raises(remote.RemoteError, match="asked 2 times"):
+            remote.fetch(url, tmp_path / "kept", 1e9)
+        assert time.monotonic() - begun < 20
 
 
 def test_what_a_lost_connection_left_is_gone_on_with(packed, served, tmp_path, monkeypatch):
