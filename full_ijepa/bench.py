@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 
 from full_ijepa import cost, gpu, masking
-from full_ijepa.distributed import world
+from full_ijepa.distributed import leave, world
 from full_ijepa.order import Micro
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
@@ -289,7 +290,7 @@ def main() -> int:
         args.micro_batch, args.out = args.micro_batch or 64, args.out or Path("bench-gpu.json")
 
     def keep(found: dict) -> None:
-        if args.out:
+        if args.out and os.environ.get("RANK", "0") == "0":
             kernels = torch.backends.cpu.get_cpu_capability()
             about = dict(command=command, threads=torch.get_num_threads(), kernels=kernels)
             args.out.write_text(json.dumps(about | found, indent=2) + "\n")
@@ -312,4 +313,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -189,15 +189,16 @@ def leave(main: Callable[[], int]) -> NoReturn:
     """
     try:
         code = main()
-    except Exception:
-        if not dist.is_initialized():
+    except BaseException as error:
+        if not dist.is_initialized() or isinstance(error, SystemExit):
             raise
         traceback.print_exc()
-        code = 1
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
     if not dist.is_initialized():
         sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody listens any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -152,12 +152,21 @@ def kernels(recipe: Recipe, here: World) -> dict[str, Any]:
     with fresh(recipe, here) as steps:
         steps.take(FIRST)
         seconds = median(steps.take(3))
-        watched = torch.profiler.schedule(wait=0, warmup=1, active=1)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], schedule=watched) as profile:
-            for _ in range(2):
-                steps.take(1)
-                profile.step()
-    return tally(profile.events(), seconds)
+        events = second(lambda: steps.take(1), torch.profiler.ProfilerActivity.CUDA)
+    return tally(events, seconds)
+
+
+def second(step: Callable[[], Any], activity: torch.profiler.ProfilerActivity) -> list[Any]:
+    """A profiler's events of the second of two steps. Raises RuntimeError if it saw nothing."""
+    # TRAP: a schedule without `repeat` begins a new cycle at the end, and what was seen is gone.
+    schedule = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)
+    with torch.profiler.profile(activities=[activity], schedule=schedule) as profile:
+        for _ in range(2):
+            step()
+            profile.step()
+    if not (events := profile.events()):
+        raise RuntimeError("the profiler saw nothing")
+    return list(events)
 
 
 def tally(events: Iterable[Any], seconds: float) -> dict[str, Any]:

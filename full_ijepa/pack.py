@@ -170,7 +170,7 @@ def add(tar: tarfile.TarFile, name: str, members: dict[str, bytes]) -> int:
 
 
 def verify(folder: Path) -> tuple[int, list[str]]:
-    """Read all shards of a folder; how many its index names, and of each that is not as it says, what is wrong.
+    """Read all shards of a folder; how many its index names, and what is wrong with any that is not as it says.
 
     Raises DataError if there is no index to compare with.
     """
@@ -178,7 +178,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     if not any("sha256" in said for said in told.values()):
         raise DataError(f"{folder} has no {INDEX} with SHA-256 of its shards: `python -m full_ijepa pack` writes one")
 
-    def wrong(name: str) -> str | None:
+    def wrong(name: str) -> str:
         file = folder / name
         try:
             found = checksum(file)
@@ -186,9 +186,11 @@ def verify(folder: Path) -> tuple[int, list[str]]:
             return f"{file}: is not there"
         except OSError as error:
             return f"{file}: {error}"
-        said = told[name].get("sha256")
-        return None if found == said else f"{file}: its SHA-256 is {found[:12]}..., {INDEX} says {str(said)[:12]}..."
+        said = told[name].get("sha256", "nothing")
+        return "" if found == said else f"{file}: its SHA-256 is {found[:12]}..., {INDEX} says {said[:12]}..."
 
+    others = sorted({file.name for file in folder.glob("*.tar")} - set(told))
+    more = [f"{folder / name}: {INDEX} does not name it, and a run would train on it" for name in others]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(pool.map(wrong, told), "reading", len(told), unit="shard", delay=2.0)
-        return len(told), [line for line in bar if line]
+        return len(told), list(filter(None, bar)) + more

@@ -34,10 +34,14 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
+def over_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def system(url: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it. Raises DataError if a package is missing."""
     try:
-        if not url.startswith(("http://", "https://")):
+        if not over_http(url):
             return fsspec.core.url_to_fs(url)
         from aiohttp import ClientTimeout
 
@@ -57,13 +61,15 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
             return ask()
         except (FileNotFoundError, PermissionError) as error:
             # TRAP: over HTTP fsspec says "not found" of whatever goes wrong while it asks for a size.
-            trouble = error.__cause__
+            trouble = error.__cause__ if over_http(url) else None
             if trouble is None or getattr(trouble, "status", 0) in NOT_THERE:
                 raise RemoteError(f"{error or type(error).__name__}") from error
         except (MachineError, MemoryError):
             raise
         except Exception as error:  # each file system has its own
             trouble = error
+            if getattr(error, "status", 0) in NOT_THERE:
+                raise RemoteError(str(error)) from error
         told = str(trouble) or type(trouble).__name__
         if wait is None:
             raise RemoteError(f"{told}, asked {len(WAITS) + 1} times") from trouble
@@ -114,20 +120,28 @@ Convert = Callable[[Path, Path], None]  # writes the second file from the first;
 def fetch(url: str, cache: Path, room: float, sha256: str | None = None, convert: Convert | None = None) -> Path:
     """The file behind an address, in `cache`: whole, its checksum right if one is known, by one process at a time.
 
-    What a lost connection left is gone on with. The files used longest ago go where all would take more than `room`
-    bytes. Raises RemoteError if the file cannot be had, MachineError if the disk fails.
+    What a lost connection left is gone on with; what one process could not get, those that waited for it do not ask
+    for again. The files used longest ago go where all would take more than `room` bytes. Raises RemoteError if the file
+    cannot be had, MachineError if the disk fails.
     convert  makes a shard of the file, which is kept instead
     """
     name = Path(url.rpartition("/")[2])
     target = cache / f"{name.stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{'.tar' if convert else name.suffix}"
     if used(target):
         return target
+    part, failed = (target.with_name(f"{target.name}.{what}") for what in ("part", "failed"))
+    begun = time.time()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not used(target):
-                part = target.with_name(f"{target.name}.part")
-                patiently(url, lambda: download(url, part, sha256))
+                if failed.exists() and failed.stat().st_mtime > begun:
+                    raise RemoteError(failed.read_text())
+                try:
+                    patiently(url, lambda: download(url, part, sha256))
+                except RemoteError as error:
+                    failed.write_text(str(error))
+                    raise
                 if convert:
                     part = converted(part, part.with_suffix(".made"), convert)
                 make_room(cache, room - part.stat().st_size)

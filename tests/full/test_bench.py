@@ -140,6 +140,16 @@ def test_kernels_are_counted_once_and_idle_is_of_the_step_that_nobody_watched():
     assert found["longest"] == pytest.approx({"gemm": 0.4, "adam": 0.05, "Memcpy HtoD": 0.05})
 
 
+def test_the_profiler_keeps_what_it_saw_of_the_second_step():
+    sizes = iter((3, 5))
+
+    def step():
+        torch.ones(size := next(sizes), size) @ torch.ones(size, size)
+
+    names = [event.name for event in gpu.second(step, torch.profiler.ProfilerActivity.CPU)]
+    assert names.count("aten::mm") == 1
+
+
 def test_only_what_is_called_compiled_is():
     """The minutes are shared out by the name."""
     compiled = []

@@ -309,8 +309,8 @@ import sys, time
 from datetime import timedelta
 from full_ijepa import checkpoint, loop
 from full_ijepa.__main__ import main
-loop.STEP = timedelta(seconds=5)
-save_file, naps = checkpoint.save_file, [0.5, 10.0]
+loop.STEP = timedelta(seconds=10)
+save_file, naps = checkpoint.save_file, [0.5, 15.0]
 checkpoint.save_file = lambda *said, **options: (time.sleep(naps.pop() if naps else 0.5), save_file(*said, **options))
 sys.exit(main(["pretrain", "smoke", *sys.argv[1:]]))
 """

@@ -279,6 +279,8 @@ def main():
     print("said", end="")
     if sys.argv[1] == "raises":
         raise RuntimeError("something unforeseen")
+    if sys.argv[1] == "interrupted":
+        raise KeyboardInterrupt
     if sys.argv[1] == "took leave":
         dist.destroy_process_group()
         Slow.__del__ = lambda self: print(", and took its time", end="")
@@ -295,6 +297,7 @@ leave(main)
     [
         ("returns", 2, "said", ""),
         ("raises", 1, "said", "something unforeseen"),
+        ("interrupted", 130, "said", "KeyboardInterrupt"),
         ("took leave", 2, "said, and took", ""),
     ],
 )

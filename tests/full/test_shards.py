@@ -12,6 +12,7 @@ import socket
 import tarfile
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.full.test_train import losses, stop_after
 from toy_ijepa.decoding import DataError
 
 CPU = torch.device("cpu")
+WAITS = remote.WAITS  # tests wait less
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +238,12 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+def test_a_shard_that_the_index_does_not_name_is_told(packed, tmp_path, capsys):
+    folder = spoil(tmp_path / "more", packed, lambda file: (file.parent / "train-000099.tar").write_bytes(b""))
+    assert main(["verify", str(folder)]) == 2
+    assert "train-000099.tar: index.json does not name it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "told"), [(flip, r"its SHA-256 is \w{12}\.\.\., index\.json says"), (Path.unlink, "is not there")]
 )
@@ -417,8 +425,7 @@ def test_a_server_in_trouble_is_asked_again(packed, served, tmp_path, monkeypatc
 def test_a_server_that_falls_silent_is_given_up(tmp_path, monkeypatch):
     """It takes the request and never answers; processes that wait for this one wait ten minutes."""
     pytest.importorskip("aiohttp")
-    waits = remote.WAITS
-    assert 2 * remote.STALL * (len(waits) + 1) + sum(waits) < STEP.total_seconds()
+    assert 2 * remote.STALL * (len(WAITS) + 1) + sum(WAITS) < STEP.total_seconds()
     monkeypatch.setattr(remote, "WAITS", (0.01,))
     monkeypatch.setattr(remote, "STALL", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -427,6 +434,54 @@ def test_a_server_that_falls_silent_is_given_up(tmp_path, monkeypatch):
         with pytest.warns(UserWarning, match="asked again"), pytest.raises(remote.RemoteError, match="asked 2 times"):
             remote.fetch(url, tmp_path / "kept", 1e9)
         assert time.monotonic() - begun < 20
+
+
+def test_what_one_could_not_get_those_that_waited_do_not_ask_for(tmp_path, monkeypatch):
+    """Each in its turn would take minutes, while other processes wait for all of them."""
+    asked, told = [], threading.Barrier(4)
+
+    def download(*_):
+        asked.append(1)
+        time.sleep(0.5)
+        raise OSError("silence")
+
+    def fetch(_):
+        told.wait()
+        with pytest.raises(remote.RemoteError, match="silence"):
+            remote.fetch("http://nowhere/train-000000.tar", tmp_path, 1e9)
+
+    monkeypatch.setattr(remote, "download", download)
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("ignore")
+        list(pool.map(fetch, range(4)))
+    assert len(asked) == 1 + len(remote.WAITS)
+    told = threading.Barrier(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fetch(0)
+    assert len(asked) == 2 * (1 + len(remote.WAITS)), "who comes later asks anew"
+
+
+def test_what_is_not_there_is_asked_for_once():
+    """Other file systems than HTTP give a cause for it too."""
+    cause, asked = RuntimeError("NoSuchKey"), []
+
+    def missing():
+        asked.append(1)
+        raise FileNotFoundError("no such key") from cause
+
+    with pytest.raises(remote.RemoteError, match="no such key"):
+        remote.patiently("s3://bucket/index.json", missing)
+    assert len(asked) == 1
+    denied = type("Denied", (Exception,), dict(status=403))
+
+    def refused():
+        asked.append(1)
+        raise denied("forbidden")
+
+    with pytest.raises(remote.RemoteError, match="forbidden"):
+        remote.patiently("https://host/index.json", refused)
+    assert len(asked) == 2
 
 
 def test_what_a_lost_connection_left_is_gone_on_with(packed, served, tmp_path, monkeypatch):
