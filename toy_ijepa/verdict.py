@@ -221,8 +221,9 @@ def longer() -> str:
     files = {name: RESULTS / f"cifar10-{name}.json" for name in ("ijepa", "mae")}
     if not all(path.is_file() for path in files.values()):
         return "the linear probe needs longer than the nearest neighbours."
-    one, other = (json.loads(path.read_text())["probes"][name] for name, path in files.items())
+    runs = {name: json.loads(path.read_text()) for name, path in files.items()}
+    one, other = (run["probes"][name] for name, run in runs.items())
     return (
-        f"I-JEPA then reaches {one['linear']:.1f} linear and {one['knn']:.1f} kNN, MAE after 9,000 steps "
-        f"{other['linear']:.1f} and {other['knn']:.1f} (three seeds)."
+        f"I-JEPA then reaches {one['linear']:.1f} linear and {one['knn']:.1f} kNN, MAE after "
+        f"{runs['mae']['training']['mae'][0]['steps']:,} steps {other['linear']:.1f} and {other['knn']:.1f} (three seeds)."
     )

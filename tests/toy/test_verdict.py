@@ -132,3 +132,11 @@ def test_stored_references_hold_what_the_verdict_reads():
         assert found["data"] == name
         assert len(found["probes"]["ijepa"]["runs"]) == 3
         assert "Yours agrees with it" in told(json.loads(json.dumps(found)), found)
+
+
+def test_what_a_longer_run_reaches_comes_from_the_stored_ones():
+    said = words.longer()
+    for name in ("ijepa", "mae"):
+        run = json.loads((words.RESULTS / f"cifar10-{name}.json").read_text())
+        assert f"{run['probes'][name]['linear']:.1f}" in said
+        assert name == "ijepa" or f"MAE after {run['training'][name][0]['steps']:,} steps" in said
