@@ -223,7 +223,8 @@ def longer() -> str:
         return "the linear probe needs longer than the nearest neighbours."
     runs = {name: json.loads(path.read_text()) for name, path in files.items()}
     one, other = (run["probes"][name] for name, run in runs.items())
+    steps = runs["mae"]["training"]["mae"][0]["steps"]
     return (
-        f"I-JEPA then reaches {one['linear']:.1f} linear and {one['knn']:.1f} kNN, MAE after "
-        f"{runs['mae']['training']['mae'][0]['steps']:,} steps {other['linear']:.1f} and {other['knn']:.1f} (three seeds)."
+        f"I-JEPA then reaches {one['linear']:.1f} linear and {one['knn']:.1f} kNN, MAE after {steps:,} steps "
+        f"{other['linear']:.1f} and {other['knn']:.1f} (three seeds)."
     )
