@@ -8,8 +8,9 @@ import torch
 from full_ijepa import doctor, machine, metrics, report
 from full_ijepa.evaluate import PROTOCOLS, features, heads, paper, protocols
 from full_ijepa.evaluate.features import alone
-from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.protocols import Subject
+from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.train import pretrain
 from full_ijepa.vit import build_encoder
@@ -36,19 +37,34 @@ def numbers(found: dict) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
+def check(name: str, recipe: Recipe, train: Labelled, test: Labelled) -> None:
+    """A protocol on the pretended GPU: what it asks of it, and that its numbers are those of a CPU."""
+    torch.manual_seed(0)
+    encoder = build_encoder("toy", recipe.image_size, recipe.patch, positions=recipe.positions)
+    told = PROTOCOLS[name](Subject(encoder, recipe, train, test, torch.device("cpu")))
+    with gpu() as seen:
+        found = PROTOCOLS[name](Subject(encoder.to(CUDA), recipe, train, test, CUDA))
+        assert seen.kernels
+    assert numbers(found) == pytest.approx(numbers(told), rel=0.05, abs=2.0)
+
+
 # The quick suite keeps the two probes that every run asks for, and the parts of the others (below).
 @pytest.mark.parametrize(
     "name", [name if name in ("knn", "linear") else pytest.param(name, marks=pytest.mark.slow) for name in PROTOCOLS]
 )
 def test_a_protocol_mixes_no_devices_and_says_what_a_cpu_says(name, parts):
-    recipe, train, test = parts
-    torch.manual_seed(0)
-    encoder = build_encoder("toy", 16, 4)
-    told = PROTOCOLS[name](Subject(encoder, recipe, train, test, torch.device("cpu")))
-    with gpu() as seen:
-        found = PROTOCOLS[name](Subject(encoder.to(CUDA), recipe, train, test, CUDA))
-        assert seen.kernels
-    assert numbers(found) == pytest.approx(numbers(told), abs=2.0)
+    check(name, *parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_so_does_each_in_bf16(name, pictures, parts):
+    """What a recipe chooses where a GPU has it. For protocols all recipes are one but for patches; here the oddest."""
+    assert {(r.precision, r.positions, r.pixels) for r in RECIPES.values()} == {("auto", "fixed", Recipe().pixels)}
+    side = 4 * RECIPES["imagenet_vith14"].patch
+    changes = dict(data=f"folder:{pictures}", image_size=side, encoder="toy", precision="bf16")
+    recipe = RECIPES["imagenet_vith14"].replace(**changes)
+    check(name, recipe, *(labelled(recipe.data, split, side) for split in ("train", "test")))
 
 
 def test_probes_compute_where_they_are_told():
