@@ -35,7 +35,7 @@ from full_ijepa.recipes.base import SCHEMA, Recipe
 # Fields that may differ between the run that wrote a checkpoint and the one that continues it: they change where and
 # how fast it is computed, or what is written, not what is learned.
 FREE = {"workers", "shard_room", "checkpointing", "compile", "parallel", "shard_size", "log_every", "keep"}
-FREE |= {"checkpoint_epochs", "watch_every", "probe_epochs", "log_to", "allow_high_rate"}
+FREE |= {"checkpoint_epochs", "watch_every", "probe_epochs", "log_to", "allow_high_rate", "allow_skipped"}
 
 
 class CheckpointError(ValueError):
@@ -300,10 +300,18 @@ def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] 
     return None
 
 
+def recipe_of(about: dict[str, Any], path: Path) -> Recipe:
+    """The recipe that a checkpoint tells. Raises CheckpointError if it has fields that this version does not know."""
+    try:
+        return Recipe.read(about["recipe"])
+    except TypeError as error:
+        raise CheckpointError(f"{path} was written by a newer version of the recipes ({error}): use that") from error
+
+
 def compare(recipe: Recipe, about: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError if a checkpoint belongs to a run that learns something else."""
     # fields that came later have the values that they had before
-    saved, ours = (asdict(found.filled()) for found in (Recipe.read(about["recipe"]), recipe))
+    saved, ours = (asdict(found.filled()) for found in (recipe_of(about, path), recipe))
     odd = [n for n in ours if n not in FREE and saved.get(n) != ours[n]]
     if odd:
         told = ", ".join(f"{n} {saved.get(n)} there, {ours[n]} here" for n in odd)

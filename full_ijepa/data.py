@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,11 +59,21 @@ def opened(recipe: Recipe, here: World = ALONE) -> Sequence[Picture] | None:
         return None
     if recipe.data.startswith("shards:"):
         with here.leader_first():  # index and tables are kept by the first
-            return Shards(places(recipe.data), recipe.shards_together, 1e9 * recipe.shard_room)
+            found = Shards(places(recipe.data), recipe.shards_together, 1e9 * recipe.shard_room)
+        names = [place.rpartition("/")[2] for place in found.places]
+        return alike(here, found, recipe.data, [*zip(names, found.order.counts.tolist(), strict=True)])
     if recipe.data.startswith("hf:"):
         with here.leader_first():  # so is what has to be downloaded
-            return Hub(recipe.data)
+            found = Hub(recipe.data)
+        return alike(here, found, recipe.data, [len(found)])
     return shared_names(here, base_of(recipe), partial(training_files, recipe))
+
+
+def alike(here: World, found: Shards | Hub, name: str, parts: list) -> Shards | Hub:
+    """What was found. Raises DataError if processes found different parts: each would train on pictures of its own."""
+    if not here.agree(float(zlib.crc32(repr(parts).encode()))):
+        raise DataError(f"the processes find different pictures in {name}: give all machines the same files")
+    return found
 
 
 def training_set(recipe: Recipe, device: torch.device, pictures: Sequence[Picture] | None = None) -> Resident | Stream:
@@ -172,10 +183,15 @@ def members(name: str, part: str) -> tuple[Shards | Hub, list[str], tuple[str, .
     """
 
     def those_of(part: str) -> Shards | Hub:
-        return Shards(places(name, part)) if name.startswith("shards:") else Hub(name, part)
+        return Shards(places(name, part), together=1) if name.startswith("shards:") else Hub(name, part)
 
     found = those_of(part)
     numbers = found.labels(range(len(found))).tolist()
+    if isinstance(found, Shards) and (broken := found.broken):
+        raise DataError(
+            f"{len(broken)} of {len(found.places)} shards to judge on cannot be read: mend or leave them out. The "
+            f"first: {next(iter(broken.values()))}"
+        )
     called = found.classes or tuple(map(str, range(max(numbers, default=-1) + 1)))
     classes = found.classes
     if not classes:

@@ -27,6 +27,7 @@ from full_ijepa import interop
 from full_ijepa.data import opened
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.formats import SUFFIXES, Place
+from full_ijepa.machine import pick
 from full_ijepa.pixels import fit
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
@@ -149,7 +150,7 @@ def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path | P
     Of "shards:..." and "hf:..." the places of their pictures, and where they lie.
     """
     if isinstance(pictures, str) and pictures.startswith(("shards:", "hf:")):
-        found = opened(Recipe(data=pictures))
+        found = opened(Recipe(data=pictures, shards_together=1))
         return [Place(found, number) for number in range(len(found))], [found.name(n) for n in range(len(found))]
     if isinstance(pictures, Path | str):
         root = Path(str(pictures).removeprefix("folder:")).expanduser()
@@ -214,9 +215,10 @@ def embed(
                    (S, C, H, W) in the units of the files
     tokens         all tokens (S, N, D) instead of their average (S, D)
     allow_skipped  go on although more than one in twenty of the files cannot be read
-    Raises DataError (a ValueError) if there are no pictures or too many cannot be read.
+    device         as full_ijepa.machine.pick takes it
+    Raises DataError (a ValueError) if there are no pictures or too many cannot be read, ValueError for a device.
     """
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = torch.device(pick(device))
     encoder = encoder.to(where).eval()
     skipped: list[str] = []
     if isinstance(pictures, np.ndarray | Tensor):

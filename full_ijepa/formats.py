@@ -38,15 +38,16 @@ MOST_CHANNELS = 16  # an axis up to so long may be one of channels, in an array 
 class Blob(io.BytesIO):
     """The bytes of a picture that is no file of its own, with as much of a path as those who read pictures ask for.
 
-    name  where it lies, with the suffix that says how it is decoded; a name without one gets that of its first bytes
+    name  where it lies, with the suffix that says how it is decoded; a name without a known one gets that of its first
+          bytes
     """
 
     def __init__(self, name: str, data: bytes) -> None:
         super().__init__(data)
         self.called = name
-        self.suffix = PurePosixPath(name).suffix or next(
-            (s for start, s in MAGIC.items() if data.startswith(start)), ""
-        )
+        self.suffix = PurePosixPath(name).suffix
+        if self.suffix.lower() not in SUFFIXES:
+            self.suffix = next((s for start, s in MAGIC.items() if data.startswith(start)), self.suffix)
 
     def __str__(self) -> str:
         return self.called

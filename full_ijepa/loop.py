@@ -270,7 +270,8 @@ class Loop:
         if first:
             row |= dict(zip(("flat", "copies"), t.likeness, strict=True))
         if t.data.skipped is not None:
-            row["skipped"] = len(t.data.skipped.names)
+            told = t.world.tell("\n".join(t.data.skipped.names))
+            row["skipped"] = len({name for names in told for name in names.split("\n")} - {""})
         if self.journal:
             self.journal.add({k: round(v, 8) if isinstance(v, float) else v for k, v in row.items()})
         if judged and self.journal:

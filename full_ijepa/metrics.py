@@ -63,9 +63,13 @@ def judged(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, A
     return {"classes": of_classes, "tags": of_tags, "numbers": of_numbers}[task_of(truth)](scores, truth, names)
 
 
+CONFUSED = 100  # classes up to which every mistake is counted by itself
+
+
 def of_classes(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
     """Accuracy, balanced accuracy, macro F1; each class's accuracy, and one against the rest; confusion (rows: truth).
 
+    Of more than CONFUSED classes there is no confusion: its square is millions of numbers in a file.
     A class that the test part does not have counts 0 in macro F1 and is left out of the other means.
     """
     from sklearn.metrics import confusion_matrix, f1_score, recall_score  # slow: only who judges waits for it
@@ -81,7 +85,7 @@ def of_classes(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[st
         macro_f1=100 * float(macro),
         **ranked(scores, F.one_hot(truth, len(names)).bool(), names),
         each_class=dict(zip(names, each.round(2).tolist(), strict=True)),
-        confusion=table.tolist(),
+        **(dict(confusion=table.tolist()) if len(names) <= CONFUSED else {}),
     )
 
 

@@ -15,25 +15,28 @@ import pyarrow
 from pyarrow import parquet
 
 from full_ijepa import remote
-from full_ijepa.formats import Blob
+from full_ijepa.formats import SUFFIXES, Blob
 from full_ijepa.pack import add
-from toy_ijepa.decoding import DataError
+from full_ijepa.tars import BrokenShardError
 
 ROWS = 100  # read at a time
 
 
 def rows(place: str) -> int:
-    """Rows of a file, from its footer. Raises DataError if it cannot be had."""
+    """Rows of a file, from its footer. Raises BrokenShardError if it cannot be had."""
     try:
         files, path = remote.system(place)
         return remote.patiently(place, lambda: footer(files, path))
-    except (remote.RemoteError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"{place}: {error}") from error
+    except remote.RemoteError as error:
+        raise BrokenShardError(f"{place}: {error}") from error
 
 
 def footer(files: Any, path: str) -> int:
     with files.open(path, "rb") as file:
-        return parquet.read_metadata(file).num_rows
+        try:
+            return parquet.read_metadata(file).num_rows
+        except pyarrow.ArrowException as error:  # asked again, it would be the same
+            raise remote.RemoteError(str(error)) from error
 
 
 def columns(schema: pyarrow.Schema) -> tuple[str, str | None]:
@@ -57,18 +60,23 @@ def to_tar(source: Path, target: Path) -> None:
     A row without a picture becomes an empty file, which is named when it is read.
     """
     try:
-        file = parquet.ParquetFile(source)
-    except pyarrow.ArrowInvalid as error:
+        rewrite(source, target)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's; pyarrow's own of damaged pages have none
+            raise
         raise ValueError(str(error)) from error
-    with file, tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
+
+
+def rewrite(source: Path, target: Path) -> None:
+    with parquet.ParquetFile(source) as file, tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
         picture, label = columns(file.schema_arrow)
         number = 0
         for batch in file.iter_batches(ROWS, columns=[picture, *([label] if label else [])]):
             for row in batch.to_pylist():
                 data = (row[picture] or {}).get("bytes") or b""
                 name = PurePosixPath((row[picture] or {}).get("path") or "").name
-                suffix = Blob(name, data).suffix or ".jpg"
-                members = {suffix.removeprefix("."): data}
+                suffix = Blob(name, data).suffix.lower()
+                members = {(suffix if suffix in SUFFIXES else ".jpg").removeprefix("."): data}
                 if label and row[label] is not None:
                     members["cls"] = str(row[label]).encode()
                 add(tar, f"{number:08}", members)

@@ -64,7 +64,7 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
             trouble = error.__cause__ if over_http(url) else None
             if trouble is None or getattr(trouble, "status", 0) in NOT_THERE:
                 raise RemoteError(f"{error or type(error).__name__}") from error
-        except (MachineError, MemoryError):
+        except (MachineError, MemoryError, RemoteError):
             raise
         except Exception as error:  # each file system has its own
             trouble = error
@@ -79,7 +79,10 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
 
 
 def text(place: str) -> str | None:
-    """A small text file, None if there is none. Raises DataError if its server does not answer."""
+    """A small text file, None if there is none. Raises DataError if its server does not answer.
+
+    Object stores forbid to read what is not there to those who may not list a folder: that is none, with a warning.
+    """
     if not is_remote(place):
         path = Path(place)
         return path.read_text() if path.is_file() else None
@@ -87,7 +90,11 @@ def text(place: str) -> str | None:
         files, path = system(place)
         return patiently(place, lambda: files.cat_file(path)).decode()
     except RemoteError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        cause = error.__cause__
+        if isinstance(cause, PermissionError) or getattr(cause, "status", 0) == 403:
+            warnings.warn(f"{place} may not be read ({error}): going on as if there were none", stacklevel=3)
+            return None
+        if isinstance(cause, FileNotFoundError):
             return None
         raise DataError(f"{place}: {error}") from error
 
@@ -139,13 +146,12 @@ def fetch(url: str, cache: Path, room: float, sha256: str | None = None, convert
                     raise RemoteError(failed.read_text())
                 try:
                     patiently(url, lambda: download(url, part, sha256))
+                    whole = converted(part, part.with_suffix(".made"), convert) if convert else part
                 except RemoteError as error:
                     failed.write_text(str(error))
                     raise
-                if convert:
-                    part = converted(part, part.with_suffix(".made"), convert)
-                make_room(cache, room - part.stat().st_size)
-                part.replace(target)
+                make_room(cache, room - whole.stat().st_size)
+                whole.replace(target)
     except OSError as error:
         raise MachineError(f"{url} cannot be kept in {cache}: {error}; IJEPA_CACHE names another folder") from error
     return target
@@ -175,7 +181,8 @@ def used(file: Path) -> bool:
 def download(url: str, part: Path, sha256: str | None) -> None:
     """Add to `part` what it lacks; remove it if it is not what was promised."""
     files, path = system(url)
-    whole = files.size(path)
+    if (whole := files.size(path)) == 0:
+        raise RemoteError("it is empty")
     have = part.stat().st_size if part.exists() else 0
     while whole is None or have < whole:
         end = None if whole is None else min(have + BLOCK, whole)

@@ -197,7 +197,7 @@ def write(runs: Sequence[Path], target: Path, which: str = "last", device: str =
         parts += pictures_of(out, name, evaluation, which, device)
         linear = evaluation.get("protocols", {}).get("linear", {})
         own = linear.get(charts[name].recipe.method)
-        if own and evaluation["task"] == "classes":
+        if own and "confusion" in own:
             words = f"{name}: confusion matrix of the linear probe, % of each true class (rows)"
             parts.append(picture(confusion(own["confusion"], evaluation["classes"]), words))
         if own:

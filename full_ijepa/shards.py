@@ -23,7 +23,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, TypeVar
@@ -120,9 +120,10 @@ class Shards(Sequence[Blob]):
 
     def __init__(self, places: Sequence[str], together: int = 32, room: float = 20e9) -> None:
         self.places, self.room = list(places), room
-        self.remote = remote.is_remote(self.places[0])
-        about = index_of(self.places[0].rpartition("/")[0])
-        self.about, self.classes = about.get("shards", {}), about.get("classes", ())
+        self.fetched = any(map(self.is_fetched, self.places))  # they come and go
+        folders = [place.rpartition("/")[0] for place in self.places]
+        self.indices = {folder: index_of(folder or ".") for folder in dict.fromkeys(folders)}
+        self.classes = self.indices[folders[0]].get("classes", ())
         self.tables: OrderedDict[int, Table] = OrderedDict()
         self.files: OrderedDict[int, BinaryIO] = OrderedDict()
         self.lock = Lock()  # pictures are read by threads too
@@ -138,7 +139,12 @@ class Shards(Sequence[Blob]):
 
     def known(self, shard: int) -> dict:
         """What the index says of a shard; {} for nothing."""
-        return self.about.get(self.places[shard].rpartition("/")[2], {})
+        folder, _, name = self.places[shard].rpartition("/")
+        return self.indices[folder].get("shards", {}).get(name, {})
+
+    def is_fetched(self, place: str) -> bool:
+        """Whether its file lies in the cache folder: what is elsewhere, or has to be turned into a shard."""
+        return remote.is_remote(place) or place.endswith(".parquet")
 
     def count(self) -> list[int]:
         """Pictures of each shard: what the index says, else every shard is gone through once.
@@ -148,29 +154,42 @@ class Shards(Sequence[Blob]):
         if all("pictures" in self.known(shard) for shard in range(len(self.places))):
             return [int(self.known(shard)["pictures"]) for shard in range(len(self.places))]
         told = f"no {INDEX}: counting the pictures of {len(self.places)} shards, once"
-        if all(place.endswith(".parquet") for place in self.places):
-            from full_ijepa.parquet import rows
-
-            with ThreadPoolExecutor(FETCHING) as pool:
-                return list(pool.map(rows, self.places))
         counts, lost = [], []
-        for shard in tqdm(range(len(self.places)), told, bar_format=LOOKS, delay=2.0):
-            try:
-                counts.append(len(self.table(shard)))
-            except BrokenShardError as error:
-                counts.append(0)
-                lost.append(str(error))
-                warnings.warn(f"shard skipped ({len(lost)} so far): {error}", stacklevel=4)
+        # TRAP: of more shards at a time than have room, some would go again before they are gone through.
+        pool = ThreadPoolExecutor(max(1, min(FETCHING, int(self.room // max(self.largest, 1)))) if self.fetched else 1)
+        try:
+            waiting = [pool.submit(self.counted, shard) for shard in range(len(self.places))]
+            for each in tqdm(waiting, told, bar_format=LOOKS, delay=2.0):
+                try:
+                    counts.append(each.result())
+                except BrokenShardError as error:
+                    counts.append(0)
+                    lost.append(str(error))
+                    warnings.warn(f"shard skipped ({len(lost)} so far): {error}", stacklevel=4)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         if len(lost) > len(counts) / 20 or not any(counts):
             raise DataError(f"{len(lost)} of {len(counts)} shards cannot be read: {'; '.join(lost[:5])}")
         return counts
 
+    def counted(self, shard: int) -> int:
+        """Pictures of a shard: what its table has, or its footer. Raises BrokenShardError."""
+        if not self.places[shard].endswith(".parquet"):
+            return len(self.table(shard))
+        from full_ijepa.parquet import rows
+
+        return rows(self.places[shard])
+
+    @cached_property
+    def largest(self) -> int:
+        """Bytes of the largest of the first shards that are fetched."""
+        return max(self.known(s).get("bytes") or remote.size(self.places[s]) for s in range(min(len(self.places), 8)))
+
     def check_room(self) -> None:
         """Raise DataError if the shards that two groups need do not fit into `room`."""
-        if not self.remote:
+        if not self.fetched:
             return
-        sizes = [self.known(s).get("bytes") or remote.size(self.places[s]) for s in range(min(len(self.places), 8))]
-        needed = 2 * min(self.order.together, len(self.places)) * max(sizes)
+        needed = 2 * min(self.order.together, len(self.places)) * self.largest
         if needed > self.room:
             raise DataError(
                 f"{self.order.together} shards are shuffled together and as many are fetched ahead: up to "
@@ -217,9 +236,11 @@ class Shards(Sequence[Blob]):
         which = np.searchsorted(self.order.starts, asked, side="right") - 1
         found = np.full(len(asked), -1, dtype=np.int64)
         for shard in np.unique(which).tolist():
-            with suppress(BrokenShardError):  # named by who reads its pictures
-                here = which == shard
+            here = which == shard
+            try:
                 found[here] = self.table(shard).labels[asked[here] - self.order.starts[shard]]
+            except BrokenShardError as error:
+                self.broken[shard] = str(error)
         return torch.from_numpy(found)
 
     def name(self, number: int) -> str:
@@ -238,7 +259,7 @@ class Shards(Sequence[Blob]):
         place, convert = self.places[shard], None
         if place.endswith(".parquet"):
             from full_ijepa.parquet import to_tar as convert  # a slow import that only these wait for
-        if not remote.is_remote(place) and not convert:
+        if not self.is_fetched(place):
             return Path(place)
         url = place if remote.is_remote(place) else Path(place).resolve().as_uri()
         try:
@@ -270,7 +291,10 @@ class Shards(Sequence[Blob]):
             if shard in self.tables:
                 self.tables.move_to_end(shard)
                 return self.tables[shard]
-        made = kept_table(self.local(shard), self.cache, self.known(shard).get("pictures"))
+        place, said = self.places[shard], self.known(shard)
+        pictures = self.order.counts[shard] if place.endswith(".parquet") else said.get("pictures")
+        where = (place, partial(self.local, shard)) if self.is_fetched(place) else (Path(place), None)
+        made = kept_table(where[0], self.cache, pictures, said.get("sha256"), where[1])
         return self.keep(self.tables, shard, made)
 
     def keep(self, shelf: OrderedDict[int, T], shard: int, made: T) -> T:
@@ -300,7 +324,7 @@ class Shards(Sequence[Blob]):
     def numbers(self, count: int, seed: int | None = None) -> list[int]:
         """At most `count` numbers of pictures, evenly spread, or drawn with a seed; of remote ones in few shards."""
         shards = np.arange(len(self.places))
-        if self.remote:
+        if self.fetched:
             shards = shards[:SAMPLED] if seed is None else shuffled(shards, len(shards), seed)[: 2 * SAMPLED]
         starts, counts = self.order.starts[shards], self.order.counts[shards]
         total = int(counts.sum())
@@ -312,7 +336,7 @@ class Shards(Sequence[Blob]):
 
     def prepared(self, plan: Iterable[Micro]) -> Iterator[Micro]:
         """The same plan, read ahead: remote shards of this group and the next are fetched before they are needed."""
-        if not self.remote:
+        if not self.fetched:
             yield from plan
             return
         plan, waiting, needed = iter(plan), deque(), Counter()

@@ -10,6 +10,7 @@ import os
 import tarfile
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from full_ijepa.formats import SUFFIXES
+from full_ijepa.remote import checksum
 from toy_ijepa.decoding import blame
 
 INDEX = "index.json"  # beside shards: what `pack` says of them
@@ -42,26 +44,37 @@ class Table:
         return len(self.names)
 
 
-def kept_table(file: Path, cache: Path, pictures: int | None = None) -> Table:
-    """The table of a shard from the cache folder while size and time of the shard are the same, else made anew.
+def kept_table(
+    place: Path | str,
+    cache: Path,
+    pictures: int | None = None,
+    sha256: str | None = None,
+    fetch: Callable[[], Path] | None = None,
+) -> Table:
+    """The table of a shard from the cache folder, else made anew.
 
-    Raises BrokenShardError if the shard is cut short or has not as many pictures as its index says.
+    place     a file, whose table serves as long as its size and time are the same; or, with `fetch`, an address
+    pictures  that it holds, and its checksum, if they are known; of a file the checksum is compared here
+    fetch     brings the shard behind an address, which is not asked for where its table is there
+    Raises BrokenShardError if the shard is cut short or is not what was promised.
     """
-    try:
-        stat = file.stat()
-    except OSError as error:
-        raise BrokenShardError(blame(file, error)) from error
-    mark = f"v1 {stat.st_size} {stat.st_mtime_ns}"
-    kept = cache / f"{file.name}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}.table"
+    name, mark = str(place), f"v2 {sha256 or ''}"
+    if not fetch:
+        try:
+            name, stat = str(place.resolve()), place.stat()
+        except OSError as error:
+            raise BrokenShardError(blame(place, error)) from error
+        mark += f" {stat.st_size} {stat.st_mtime_ns}"
+    kept = cache / f"{name.rpartition('/')[2]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.table"
     try:
         with safe_open(kept, "np") as found:
             if (found.metadata() or {}).get("mark") == mark:
                 names = found.get_tensor("names").tobytes().decode().split("\n")
                 made = Table(names, *(found.get_tensor(n) for n in ("starts", "sizes", "labels")))
-                return counted(made, file, pictures)
+                return counted(made, place, pictures)
     except (OSError, SafetensorError, UnicodeDecodeError):
         pass  # none yet
-    made = counted(read_table(file), file, pictures)
+    made = counted(read_table(fetch() if fetch else whole(place, sha256)), place, pictures)
     if len(made):
         names = np.frombuffer("\n".join(made.names).encode(), dtype=np.uint8).copy()
         tensors = dict(names=names, starts=made.starts, sizes=made.sizes, labels=made.labels)
@@ -72,14 +85,25 @@ def kept_table(file: Path, cache: Path, pictures: int | None = None) -> Table:
             part.replace(kept)
         except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
-            warnings.warn(f"the table of {file} is not kept ({error}); it is made anew next time", stacklevel=2)
+            warnings.warn(f"the table of {place} is not kept ({error}); it is made anew next time", stacklevel=2)
     return made
 
 
-def counted(table: Table, file: Path, pictures: int | None) -> Table:
+def counted(table: Table, place: Path | str, pictures: int | None) -> Table:
     if pictures is not None and len(table) != pictures:
-        raise BrokenShardError(f"{file} holds {len(table)} pictures, {INDEX} says {pictures}")
+        raise BrokenShardError(f"{place} holds {len(table)} pictures, {pictures} were promised")
     return table
+
+
+def whole(file: Path, sha256: str | None) -> Path:
+    """The file, if its bytes are those of the index."""
+    try:
+        found = checksum(file) if sha256 else None
+    except OSError as error:
+        raise BrokenShardError(blame(file, error)) from error
+    if found != sha256:
+        raise BrokenShardError(f"{file}: its SHA-256 is {found[:12]}..., {INDEX} says {sha256[:12]}...")
+    return file
 
 
 def read_table(file: Path) -> Table:

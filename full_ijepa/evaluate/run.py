@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -46,7 +47,7 @@ def load_run(
         return about
 
     about = here.lead(read)
-    recipe = Recipe.read(about["recipe"])
+    recipe = checkpoint.recipe_of(about, out)
     step = methods.Step(methods.build(recipe.replace(compile=False)))
     checkpoint.restore(step, [], weights)
     return recipe, step.method.to(device).eval(), about["step"]
@@ -65,6 +66,8 @@ def evaluate(
     which: str = "last",
 ) -> dict[str, Any]:
     """Judge a run by one protocol after another, beside a random encoder and pixels; writes OUT/evaluation.json.
+
+    What is known is written after each protocol: what a later one fails at, or the end of a job's time, takes none.
 
     data     the set to judge on (default: the one trained on); another one is transfer
     encoder  I-JEPA's "target" encoder (default) or its "context" encoder; MAE has one
@@ -93,27 +96,38 @@ def evaluate(
         own = method.probed if encoder == "target" else method.encoder
         subjects = subjects_of(own, recipe, train, test, seeds, here, out)
         rows: dict[str, dict[str, list]] = {}
+        result = dict(
+            run=str(out),
+            step=step,
+            checkpoint=which,
+            data=name,
+            encoder=encoder,
+            labels=len(train),
+            tested=len(test),
+            classes=list(train.classes),
+            **task,
+            seeds=seeds,
+            protocols={},
+        )
+        suffix = suffix_of(which) + ("" if name == recipe.data else f"-{Path(name).name}")
+        file = file_of(out, name, suffix, encoder)
         for protocol in chosen:
             learn_for(protocol, [subject for _, subject in subjects])
             add(protocol, subjects, rows)
+            if here.leads:
+                found = {p: {row: summary(each) for row, each in rows[p].items()} for p in chosen if p in rows}
+                result = written(file, result | dict(protocols=found))
     known.scenes.cache_clear()
-    if not here.leads:
-        return {}
-    result = dict(
-        run=str(out),
-        step=step,
-        checkpoint=which,
-        data=name,
-        encoder=encoder,
-        labels=len(train),
-        tested=len(test),
-        classes=list(train.classes),
-        **task,
-        seeds=seeds,
-        protocols={p: {row: summary(found) for row, found in rows[p].items()} for p in chosen if p in rows},
-    )
-    suffix = suffix_of(which) + ("" if name == recipe.data else f"-{Path(name).name}")
-    return written(out / f"evaluation{suffix}{'' if encoder == 'target' else '-context'}.json", result)
+    return result if here.leads else {}
+
+
+def file_of(out: Path, data: str, suffix: str, encoder: str) -> Path:
+    """Where a verdict stands. A set that is called like another one, but lies elsewhere, has a file of its own."""
+    end = "" if encoder == "target" else "-context"
+    path = out / f"evaluation{suffix}{end}.json"
+    if path.exists() and json.loads(path.read_text()).get("data") != data:
+        path = out / f"evaluation{suffix}-{hashlib.sha256(data.encode()).hexdigest()[:6]}{end}.json"
+    return path
 
 
 def subjects_of(

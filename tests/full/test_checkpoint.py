@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import asdict
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 
@@ -159,6 +160,16 @@ def test_another_run_is_recognised_by_what_it_learns(tmp_path, recipe, made):
     checkpoint.compare(recipe.replace(workers=3, keep=9, log_to=(), allow_high_rate=True), about, tmp_path)
     with pytest.raises(CheckpointError, match=r"lr 0.001 there, 0.002 here.*choose another --out"):
         checkpoint.compare(recipe.replace(lr=2e-3), about, tmp_path)
+
+
+def test_what_an_error_advises_can_be_followed(recipe):
+    """A run that stopped at broken pictures goes on with the flag that it names."""
+    checkpoint.compare(recipe.replace(allow_skipped=True), dict(recipe=asdict(recipe)), Path("run"))
+
+
+def test_a_recipe_of_a_newer_version_is_said(recipe):
+    with pytest.raises(CheckpointError, match="newer version"):
+        checkpoint.compare(recipe, dict(recipe=asdict(recipe) | dict(warp=3)), Path("run"))
 
 
 def test_weights_of_another_size_do_not_fit(tmp_path, recipe, made):

@@ -228,3 +228,8 @@ def test_every_source_gives_the_same_encoder(tmp_path, recipe, pictures, capsys)
     assert Image.open(tmp_path / "map.png").size[0] > 500
     assert main(["embed", str(tmp_path / "nowhere"), str(pictures)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_device_that_cannot_serve_is_said():
+    with pytest.raises(ValueError, match=r"Apple's GPU \(mps\) is refused"):
+        embed(encoder_of(), torch.zeros(2, 3, 16, 16), device="mps")

@@ -262,6 +262,29 @@ def test_transfer_and_other_protocols_are_kept_apart(trained, monkeypatch):
     assert set(json.loads((trained / "evaluation.json").read_text())["protocols"]) == {"knn", "linear"}
 
 
+def test_what_was_found_stays_when_a_later_protocol_fails(trained, monkeypatch):
+    def fails(subject):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(package.PROTOCOLS, "dense", fails)
+    file = trained / "evaluation-context.json"
+    file.unlink(missing_ok=True)
+    with pytest.raises(RuntimeError):
+        evaluate(trained, ["knn", "dense"], encoder="context")
+    assert list(json.loads(file.read_text())["protocols"]) == ["knn"]
+
+
+def test_sets_called_alike_have_files_of_their_own(trained, pictures, tmp_path):
+    places = [tmp_path / which / "mine" for which in ("a", "b")]
+    for place in places:
+        place.parent.mkdir()
+        place.symlink_to(pictures)
+    evaluate(trained, ["knn"], data=f"folder:{places[0]}")
+    assert list(evaluate(trained, ["linear"], data=f"folder:{places[1]}")["protocols"]) == ["linear"]
+    assert list(evaluate(trained, ["linear"], data=f"folder:{places[0]}")["protocols"]) == ["knn", "linear"]
+    assert len(list(trained.glob("evaluation-mine*.json"))) == 2
+
+
 def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
     import shutil
 

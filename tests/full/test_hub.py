@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import fsspec
 import pytest
 import torch
 from PIL import Image
@@ -84,7 +85,6 @@ def test_an_empty_row_is_named_and_replaced(tmp_path):
 @pytest.fixture(scope="module")
 def shelf(saved):
     """The table as the hub keeps it: parquet files, behind an address."""
-    fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     rows = datasets.load_from_disk(saved)
     for part in ("train", "test"):
@@ -117,3 +117,37 @@ def test_parquet_files_that_hold_no_pictures_are_said(recipe, tmp_path, monkeypa
     found = opened(recipe.replace(data=f"shards:{tmp_path / 'rows'}"))
     with pytest.raises(DataError, match=r"none of 1 shards can be read.*0 columns of pictures among text"):
         found[3]
+
+
+def test_odd_rows_of_parquet_stay_in_their_places(recipe, saved, tmp_path, monkeypatch):
+    """A suffix that nobody knows is not that of the bytes; a row may be empty; numbering goes on all the same."""
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows").mkdir()
+    data = datasets.load_from_disk(saved)["train"].cast_column("picture", datasets.Image(decode=False))[0]["picture"][
+        "bytes"
+    ]
+    rows = [dict(bytes=data, path=f"{n}.jfif" if n % 2 else f"{n}.png") for n in range(8)]
+    rows[3]["bytes"] = b""
+    table = datasets.Dataset.from_dict(dict(image=rows), features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(tmp_path / "rows" / "a.parquet")
+    found = opened(recipe.replace(data=f"shards:{tmp_path / 'rows'}"))
+    assert [len(found[n].getvalue()) for n in range(8)] == [0 if n == 3 else len(data) for n in range(8)]
+    assert found[1].suffix == ".png"
+
+
+def test_a_damaged_parquet_file_is_a_broken_shard(recipe, shelf, saved, tmp_path, monkeypatch):
+    """One without a footer is skipped at the start, one with a damaged page when it is read, and asked for once."""
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    whole = memory.cat_file("/hub/data/train-00000-of-00004.parquet")
+    for number in range(40):
+        memory.pipe_file(f"/damaged/{number:02}.parquet", whole)
+    memory.pipe_file("/damaged/00.parquet", whole[: len(whole) // 2])
+    memory.pipe_file("/damaged/01.parquet", whole[:20] + bytes(400) + whole[420:])
+    with pytest.warns(UserWarning, match=r"shard skipped .*00\.parquet"):
+        found = opened(recipe.replace(data="shards:memory://damaged", shards_together=1))
+    assert found.order.counts.tolist()[:3] == [0, 15, 15]
+    with pytest.raises(UnreadableError, match=r"01\.parquet"):
+        found[0]
+    assert found[15].getvalue()
+    assert list((tmp_path / "cache").rglob("*.failed"))

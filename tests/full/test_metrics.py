@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from full_ijepa.metrics import judged, knn_score, neighbours, shown, text, uneven
+from full_ijepa.metrics import CONFUSED, judged, knn_score, neighbours, shown, text, uneven
 from toy_ijepa import probing
 
 
@@ -26,6 +26,12 @@ def test_classes_by_hand():
     assert found["auroc"] == pytest.approx(100 * 10 / 12)
     # b by falling score: 0.1 first (right), 0.2, 0.6, 0.65 (right): precision 1 and 2/4 at the two hits
     assert found["each_average_precision"]["b"] == pytest.approx(100 * (1 + 1 / 2) / 2)
+
+
+def test_of_many_classes_there_is_no_confusion():
+    found = judged(torch.eye(CONFUSED + 1), torch.arange(CONFUSED + 1), tuple(map(str, range(CONFUSED + 1))))
+    assert found["accuracy"] == 100
+    assert "confusion" not in found
 
 
 def test_tags_by_hand():

@@ -18,17 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from full_ijepa import remote, shards
+from full_ijepa import remote, shards, tars
 from full_ijepa.__main__ import main
 from full_ijepa.data import opened, probe_set, settled, training_set
-from full_ijepa.distributed import STEP
+from full_ijepa.distributed import STEP, World
 from full_ijepa.embedding import Features, embed, load_encoder
 from full_ijepa.evaluate import evaluate
+from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.order import ShardOrder, order, plan
 from full_ijepa.pack import bytes_of, pack
 from full_ijepa.shards import Shards, expand, places
@@ -185,7 +187,7 @@ def scratch(file: Path) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("change", [shorten, scratch, Path.unlink, lambda f: f.write_bytes(b"")])
+@pytest.mark.parametrize("change", [shorten, scratch, Path.unlink, lambda f: f.write_bytes(b""), lambda f: flip(f)])
 def test_a_broken_shard_is_replaced_and_named_once(sharded, packed, tmp_path, change):
     broken = spoil(tmp_path / "broken", packed, change)
     recipe = sharded.replace(data=f"shards:{broken}", allow_skipped=True)
@@ -220,6 +222,7 @@ def test_a_broken_picture_in_a_whole_shard_is_a_picture(sharded, packed, tmp_pat
         data = bytearray(file.read_bytes())
         data[row.starts[3] : row.starts[3] + 8] = b"no PNG.."
         file.write_bytes(data)
+        promise(file, remote.checksum(file))  # it was packed with this picture
 
     broken = spoil(tmp_path / "broken", packed, change)
     recipe = sharded.replace(data=f"shards:{broken}")
@@ -231,11 +234,47 @@ def test_a_broken_picture_in_a_whole_shard_is_a_picture(sharded, packed, tmp_pat
     assert "0x" not in reason  # no address in memory
 
 
+def promise(file: Path, sha256: str) -> None:
+    """Change what the index says of a shard."""
+    said = json.loads((file.parent / INDEX).read_text())
+    said["shards"][file.name]["sha256"] = sha256
+    (file.parent / INDEX).write_text(json.dumps(said))
+
+
 def flip(file: Path) -> None:
     """One bit of a picture: a decoder may well say nothing."""
     data = bytearray(file.read_bytes())
     data[read_table(file).starts[3] + 20] ^= 1
     file.write_bytes(data)
+
+
+def test_a_broken_shard_to_judge_on_is_named(packed, tmp_path):
+    broken = spoil(tmp_path / "broken", packed, lambda file: shorten(file.parent / "test-000001.tar"))
+    with pytest.raises(DataError, match=r"1 of \d shards to judge on cannot be read.*test-000001\.tar"):
+        labelled(f"shards:{broken}", "test", 16)
+
+
+def test_each_folder_of_a_pattern_has_its_own_index(packed, tmp_path):
+    """Though shards are called the same in all of them."""
+    first, second = packed / "train-000000.tar", packed / "train-000001.tar"
+    said = json.loads((packed / INDEX).read_text())["shards"]
+    for number, file in enumerate((first, second)):
+        folder = tmp_path / f"p{number}"
+        folder.mkdir()
+        (folder / "t-0.tar").write_bytes(file.read_bytes())
+        (folder / INDEX).write_text(json.dumps(dict(shards={"t-0.tar": said[file.name]})))
+    found = Shards(places(f"shards:{tmp_path}/p{{0..1}}/t-0.tar"), together=1)
+    assert found.order.counts.tolist() == [said[file.name]["pictures"] for file in (first, second)]
+    assert found[len(found) - 1].getvalue()
+
+
+def test_processes_that_find_different_shards_are_told(sharded):
+    class Other(World):
+        def agree(self, value: float) -> bool:
+            return False
+
+    with pytest.raises(DataError, match="processes find different pictures"):
+        opened(sharded, Other(0, 1, CPU))
 
 
 def test_a_shard_that_the_index_does_not_name_is_told(packed, tmp_path, capsys):
@@ -405,6 +444,22 @@ def test_shards_elsewhere_give_the_same_pictures(sharded, served):
     assert len(fetched) == len(set(fetched))  # each once
 
 
+@pytest.mark.parametrize("ample", [True, False])
+def test_shards_without_an_index_are_counted_once(packed, served, monkeypatch, ample):
+    """A second start, or another process, asks for none of them, though most had to go again."""
+    pytest.importorskip("aiohttp")
+    files = sorted(packed.glob("train-*.tar"))
+    room = 1e9 if ample else 2.1 * max(file.stat().st_size for file in files)
+    monkeypatch.setattr(shards, "index_of", lambda folder: {})
+    start = partial(Shards, [f"{served}/{file.name}" for file in files], 1, room)
+    counts = start().order.counts.tolist()
+    assert counts == [len(read_table(file)) for file in files]
+    asked = len(Server.asked)
+    monkeypatch.setattr(tars, "read_table", lambda file: pytest.fail(f"{file} was gone through again"))
+    assert start().order.counts.tolist() == counts
+    assert len(Server.asked) == asked
+
+
 @pytest.mark.parametrize("troubles", [["busy"], ["cut", "busy"], ["wrong", "cut"], ["no ranges"], ["down"]])
 def test_a_server_in_trouble_is_asked_again(packed, served, tmp_path, monkeypatch, troubles):
     pytest.importorskip("aiohttp")
@@ -484,6 +539,28 @@ def test_what_is_not_there_is_asked_for_once():
     assert len(asked) == 2
 
 
+def test_an_index_that_may_not_be_read_is_none(monkeypatch):
+    """S3 forbids what is not there to those who may not list a folder."""
+    denied = type("Denied", (Exception,), dict(status=403))
+
+    class Files:
+        def cat_file(self, path):
+            raise denied("forbidden")
+
+    monkeypatch.setattr(remote, "system", lambda url: (Files(), url))
+    with pytest.warns(UserWarning, match="may not be read"):
+        assert shards.index_of("https://host/bucket") == {}
+
+
+def test_an_empty_object_is_a_broken_shard(packed):
+    memory = fsspec.filesystem("memory")
+    for number in range(25):
+        memory.pipe_file(f"/holes/t-{number:02}.tar", (packed / "train-000000.tar").read_bytes() if number else b"")
+    with pytest.warns(UserWarning, match=r"shard skipped .*t-00\.tar: it is empty"):
+        found = Shards(places("shards:memory://holes"), 1)
+    assert found.order.counts[0] == 0 < found.order.counts[1]
+
+
 def test_what_a_lost_connection_left_is_gone_on_with(packed, served, tmp_path, monkeypatch):
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(remote, "BLOCK", 4000)
@@ -521,8 +598,6 @@ def test_room_is_bounded(sharded, served, packed, tmp_path):
 
 
 def test_any_file_system_of_fsspec(sharded, packed):
-    import fsspec
-
     memory = fsspec.filesystem("memory")
     for file in packed.iterdir():
         memory.pipe_file(f"/shelf/{file.name}", file.read_bytes())
