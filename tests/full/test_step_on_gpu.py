@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from full_ijepa import checkpoint, masking, methods, train
+from full_ijepa import checkpoint, loop, masking, methods, train
 from full_ijepa.data import Resident
 from full_ijepa.distributed import World
 from full_ijepa.packing import fits_kernel
@@ -211,3 +211,23 @@ def test_the_kernel_is_asked_only_for_what_it_takes():
         for dtype, width, fits in ((torch.bfloat16, 32, True), (torch.float32, 32, False), (torch.bfloat16, 12, False)):
             assert fits_kernel(torch.zeros(5, 2, width, dtype=dtype, device=CUDA)) == fits
     assert not fits_kernel(torch.zeros(5, 2, 32, dtype=torch.bfloat16))
+
+
+def test_the_loop_waits_for_nothing_between_two_rows(tmp_path, monkeypatch):
+    """Neither for losses nor for whoever wants it to stop."""
+    monkeypatch.setattr(loop.machine, "describe", lambda *_: {})
+    monkeypatch.setattr(loop.machine, "sentence", lambda found: "a GPU that is not there")
+    recipe = tiny("cifar10_vits4", log_every=1000, probe_epochs=0.0, checkpoint_epochs=1000.0, epochs=20.0)
+    pictures = torch.randint(0, 256, (24, 3, *recipe.sides), generator=torch.manual_seed(0)).to(torch.uint8)
+    with gpu() as seen:
+        trainer = train.Trainer(recipe, World(0, 1, CUDA), Resident(pictures, CUDA))
+        interrupt, take, waits = loop.Interrupt(), trainer.take_step, []
+
+        def step(batches):
+            waits.append(sum(seen.waits.values()))
+            interrupt.wanted = len(waits) == 6
+            return take(batches)
+
+        monkeypatch.setattr(trainer, "take_step", step)
+        assert loop.Loop(trainer, tmp_path / "run", False, progress=False).run(interrupt).ended == "stopped"
+    assert waits[1:] == [waits[1]] * 5, seen.waits
