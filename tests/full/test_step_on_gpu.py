@@ -18,10 +18,14 @@ from full_ijepa.packing import fits_kernel
 from full_ijepa.recipes import RECIPES
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.streams import Stream
+from full_ijepa.vit import SIZES
 from tests.full.pretend_cuda import CUDA, OnGPU, gpu, hollow, hollowed
 
 TINY = dict(encoder="toy", predictor_width=32, predictor_depth=2, predictor_heads=2, batch=8, micro_batch=4, epochs=3.0)
 TINY |= dict(warmup_epochs=1.0, compile=False, parallel="ddp", precision="bf16", data="shapes", workers=0, clip=3.0)
+
+
+MOST = dict(packed=75, groups=250)  # kernels a block of encoder and predictor: 1,350 for ViT-B and its predictor of six
 
 
 def tiny(name: str, **changes) -> Recipe:
@@ -171,7 +175,7 @@ def test_a_vit_b_micro_batch_needs_few_kernels(mode):
 
 @pytest.mark.parametrize("name", some(RECIPES, "stl10_vits8"))
 def test_a_recipe_goes_forward_and_back_at_its_own_size(name):
-    """Eight pictures, shapes only; every trainable tensor gets a gradient."""
+    """Eight pictures, shapes only; every trainable tensor gets a gradient, and a block has few kernels."""
     recipe = RECIPES[name].replace(compile=False)
     with torch.device("meta"):
         method = methods.build(recipe)
@@ -181,6 +185,8 @@ def test_a_recipe_goes_forward_and_back_at_its_own_size(name):
     with gpu() as seen, torch.autocast("cuda", torch.bfloat16):
         step(images, drawn).backward()
     assert not seen.waits
+    blocks = SIZES[recipe.encoder][1] + recipe.predictor_depth
+    assert sum(seen.kernels.values()) <= MOST[recipe.contexts] * blocks
     assert [name for name, p in step.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
