@@ -236,6 +236,7 @@ def embed(
             values.append((x if tokens else x.mean(1)).cpu())
             named += part or [str(len(named) + n) for n in range(len(images))]
             bar.update(len(images))
+            check_skipped(skipped, count, allow_skipped)  # not after hours
     if not values:
         reason = f"none of {count} pictures could be read; the first: {skipped[0]}" if skipped else "no pictures"
         raise DataError(reason)
