@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -269,6 +270,8 @@ def choose(folder: Path, which: str = "last") -> tuple[dict[str, Tensor], dict[s
         found = newest(folder)
         if found is None:
             raise CheckpointError(f"only the best checkpoint is left in {folder}: choose it with --checkpoint best")
+        for told in found[2]:
+            warnings.warn(f"{told}; the checkpoint before it is used", stacklevel=2)
         return found[:2]
     best = best_of(folder)
     if which == "best":

@@ -190,6 +190,9 @@ def leave(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not dist.is_initialized():
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         if not dist.is_initialized() or isinstance(error, SystemExit):
             raise
         traceback.print_exc()

@@ -201,13 +201,16 @@ def some_pictures(data: Resident | Stream, recipe: Recipe, count: int) -> Tensor
     return images
 
 
-def pretrain(recipe: Recipe, out: Path, *, resume: bool = False, device: str = "auto", progress: bool = True) -> Run:
+def pretrain(
+    recipe: Recipe, out: Path | str, *, resume: bool = False, device: str = "auto", progress: bool = True
+) -> Run:
     """Train a recipe and write everything to `out`: recipe.json, history.jsonl, checkpoints/, tensorboard/.
 
     resume  continue from the newest whole checkpoint in `out`; a new run if there is none
     SIGTERM and Ctrl-C save a checkpoint after the current step and return with ended "stopped".
     Raises ValueError for what the caller can mend, and NonFiniteLossError.
     """
+    out = Path(out)
     balance.refuse(recipe)
     check_boards(recipe)
     with world(device) as here, listening() as interrupt, told_plainly():

@@ -86,8 +86,8 @@ def evaluate(
         name = data or recipe.data
         if not table and table != NO_TABLE:
             raise ValueError("columns and a task are those of a table of labels: name it too (--labels FILE)")
-        if not table and name == recipe.data:
-            table = Table.of(recipe)
+        if same_set(name, recipe.data):
+            name, table = recipe.data, table or Table.of(recipe)
         views = dict(pixels=recipe.pixels, table=table)
         with here.leader_first():  # downloads
             train = labelled(name, "train", recipe.image_size, most, **views)
@@ -128,6 +128,13 @@ def file_of(out: Path, data: str, suffix: str, encoder: str) -> Path:
     if path.exists() and json.loads(path.read_text()).get("data") != data:
         path = out / f"evaluation{suffix}-{hashlib.sha256(data.encode()).hexdigest()[:6]}{end}.json"
     return path
+
+
+def same_set(one: str, other: str) -> bool:
+    """Whether two names are of one set: a folder may be spelled in many ways."""
+    if one.startswith("folder:") and other.startswith("folder:"):
+        return folder_of(one).resolve() == folder_of(other).resolve()
+    return one == other
 
 
 def subjects_of(
@@ -172,11 +179,19 @@ def add(protocol: str, subjects: Sequence[tuple[str, Subject]], rows: dict[str, 
 
 
 def written(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """The result as it stands in its file, where other protocols of the same encoder, step and data stay."""
+    """The result as it stands in its file, where other protocols of the same encoder, step and data stay.
+
+    What was judged otherwise is put aside, with a warning.
+    """
     if path.exists():
         before, plain = json.loads(path.read_text()), json.loads(json.dumps(result))
-        same = all(before.get(k) == plain[k] for k in ("step", "data", "labels", "tested", "task", "table", "seeds"))
-        result["protocols"] = (before["protocols"] if same else {}) | result["protocols"]
+        wanted = ("step", "data", "labels", "tested", "task", "table", "seeds")
+        if odd := [k for k in wanted if before.get(k) != plain[k]]:
+            aside = path.with_name(f"{path.stem}-before.json")
+            path.replace(aside)
+            warnings.warn(f"{path.name} was of other {', '.join(odd)}: it is {aside.name} now", stacklevel=3)
+        else:
+            result["protocols"] = before["protocols"] | result["protocols"]
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(path)

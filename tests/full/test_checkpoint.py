@@ -167,6 +167,14 @@ def test_what_an_error_advises_can_be_followed(recipe):
     checkpoint.compare(recipe.replace(allow_skipped=True), dict(recipe=asdict(recipe)), Path("run"))
 
 
+def test_whoever_judges_is_told_of_a_damaged_checkpoint(tmp_path, recipe, made):
+    for step in (1, 2):
+        save(tmp_path, step, made, recipe)
+    checkpoint.path_of(tmp_path, 2).write_bytes(b"half")
+    with pytest.warns(UserWarning, match="truncated or not a checkpoint.*the checkpoint before it is used"):
+        assert checkpoint.choose(tmp_path)[1]["step"] == 1
+
+
 def test_a_recipe_of_a_newer_version_is_said(recipe):
     with pytest.raises(CheckpointError, match="newer version"):
         checkpoint.compare(recipe, dict(recipe=asdict(recipe) | dict(warp=3)), Path("run"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -277,17 +278,26 @@ def test_what_was_found_stays_when_a_later_protocol_fails(trained, monkeypatch):
 def test_sets_called_alike_have_files_of_their_own(trained, pictures, tmp_path):
     places = [tmp_path / which / "mine" for which in ("a", "b")]
     for place in places:
-        place.parent.mkdir()
-        place.symlink_to(pictures)
+        shutil.copytree(pictures, place)
     evaluate(trained, ["knn"], data=f"folder:{places[0]}")
     assert list(evaluate(trained, ["linear"], data=f"folder:{places[1]}")["protocols"]) == ["linear"]
     assert list(evaluate(trained, ["linear"], data=f"folder:{places[0]}")["protocols"]) == ["knn", "linear"]
     assert len(list(trained.glob("evaluation-mine*.json"))) == 2
 
 
-def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
-    import shutil
+def test_what_was_judged_otherwise_is_put_aside(trained, pictures):
+    """And a folder is itself, however it is spelled."""
+    file = trained / "evaluation.json"
+    file.unlink(missing_ok=True)
+    evaluate(trained, ["knn"])
+    evaluate(trained, ["linear"], data=f"folder:{pictures.parent}/./{pictures.name}/")
+    assert set(json.loads(file.read_text())["protocols"]) == {"knn", "linear"}
+    with pytest.warns(UserWarning, match=r"evaluation\.json was of other seeds: it is evaluation-before\.json now"):
+        evaluate(trained, ["knn"], seeds=(0, 1))
+    assert set(json.loads((trained / "evaluation-before.json").read_text())["protocols"]) == {"knn", "linear"}
 
+
+def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
     root = shutil.copytree(pictures, tmp_path / "odd")
     (root / "test" / "across").rename(root / "test" / "sideways")
     with pytest.raises(DataError):
