@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ from full_ijepa.crops import Crops, augment, draw_crops
 from full_ijepa.distributed import World
 from full_ijepa.formats import SUFFIXES, Picture, Place, Stack
 from full_ijepa.hub import Hub
-from full_ijepa.names import Names, once, shared_names
+from full_ijepa.names import Names, check_alike, once, shared_names
 from full_ijepa.order import Micro, accumulation, mix, order, plan
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, decoded, fit, measure, settle, some, survey
 from full_ijepa.recipes.base import Recipe
@@ -61,19 +60,14 @@ def opened(recipe: Recipe, here: World = ALONE) -> Sequence[Picture] | None:
         with here.leader_first():  # index and tables are kept by the first
             found = Shards(places(recipe.data), recipe.shards_together, 1e9 * recipe.shard_room)
         names = [place.rpartition("/")[2] for place in found.places]
-        return alike(here, found, recipe.data, [*zip(names, found.order.counts.tolist(), strict=True)])
+        check_alike(here, f"{names} {found.order.counts.tolist()}".encode(), recipe.data)
+        return found
     if recipe.data.startswith("hf:"):
         with here.leader_first():  # so is what has to be downloaded
             found = Hub(recipe.data)
-        return alike(here, found, recipe.data, [len(found)])
+        check_alike(here, f"{len(found)}".encode(), recipe.data)
+        return found
     return shared_names(here, base_of(recipe), partial(training_files, recipe))
-
-
-def alike(here: World, found: Shards | Hub, name: str, parts: list) -> Shards | Hub:
-    """What was found. Raises DataError if processes found different parts: each would train on pictures of its own."""
-    if not here.agree(float(zlib.crc32(repr(parts).encode()))):
-        raise DataError(f"the processes find different pictures in {name}: give all machines the same files")
-    return found
 
 
 def training_set(recipe: Recipe, device: torch.device, pictures: Sequence[Picture] | None = None) -> Resident | Stream:

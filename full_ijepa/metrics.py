@@ -32,6 +32,7 @@ WORDS = dict(
     mae="mean absolute error",
 )
 BLOCK = 100_000  # samples that queries are compared with at a time
+CONFUSED = 100  # classes up to which every mistake is counted by itself
 UNEVEN = 1.5  # times as many pictures in the largest class as in the smallest
 
 
@@ -61,9 +62,6 @@ def judged(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, A
     scores  of classes and tags: the higher the likelier, comparable between samples; numbers as they are
     """
     return {"classes": of_classes, "tags": of_tags, "numbers": of_numbers}[task_of(truth)](scores, truth, names)
-
-
-CONFUSED = 100  # classes up to which every mistake is counted by itself
 
 
 def of_classes(scores: Tensor, truth: Tensor, names: tuple[str, ...]) -> dict[str, Any]:

@@ -105,6 +105,12 @@ def write(file: Path, tensors: dict[str, Tensor]) -> None:
         warnings.warn(f"{file.parent} cannot be written ({error}): every process makes its own copy", stacklevel=3)
 
 
+def check_alike(here: World, found: bytes | np.ndarray, where: Path | str) -> None:
+    """Raise DataError if processes found different things: each would train on pictures of its own."""
+    if not here.agree(float(zlib.crc32(found))):
+        raise DataError(f"the processes find different pictures in {where}: give all machines the same files")
+
+
 def shared_names(here: World, root: Path, make: Callable[[], Names]) -> Names:
     """Names that one process of each machine lists. Raises DataError if machines find different ones."""
 
@@ -115,6 +121,5 @@ def shared_names(here: World, root: Path, make: Callable[[], Names]) -> Names:
         return dict(text=torch.from_numpy(found.text.copy()), ends=torch.from_numpy(found.ends))
 
     found = {name: value.numpy() for name, value in once(here, tensors).items()}
-    if not here.agree(float(zlib.crc32(found["text"]))):
-        raise DataError(f"the processes find different pictures in {root}: give all machines the same files")
+    check_alike(here, found["text"], root)
     return Names(root, found["text"], found["ends"])

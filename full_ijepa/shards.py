@@ -207,6 +207,10 @@ class Shards(Sequence[Blob]):
             table = self.table(shard)
             name = f"{self.places[shard]}/{table.names[inside]}"
             file = self.file(shard)
+            if (size := os.fstat(file.fileno()).st_size) != table.size:
+                raise BrokenShardError(
+                    f"{name} is in a file of {size} bytes that had {table.size}: remove {self.cache}"
+                )
             data = os.pread(file.fileno(), int(table.sizes[inside]), int(table.starts[inside]))
             if len(data) != table.sizes[inside]:
                 raise BrokenShardError(f"{name} ends after {len(data)} of {table.sizes[inside]} bytes")
@@ -293,8 +297,8 @@ class Shards(Sequence[Blob]):
                 return self.tables[shard]
         place, said = self.places[shard], self.known(shard)
         pictures = self.order.counts[shard] if place.endswith(".parquet") else said.get("pictures")
-        where = (place, partial(self.local, shard)) if self.is_fetched(place) else (Path(place), None)
-        made = kept_table(where[0], self.cache, pictures, said.get("sha256"), where[1])
+        fetch = partial(self.local, shard) if self.is_fetched(place) else None
+        made = kept_table(place if fetch else Path(place), self.cache, pictures, said.get("sha256"), fetch)
         return self.keep(self.tables, shard, made)
 
     def keep(self, shelf: OrderedDict[int, T], shard: int, made: T) -> T:

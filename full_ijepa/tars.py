@@ -33,12 +33,16 @@ class BrokenShardError(ValueError):
 
 @dataclass(frozen=True)
 class Table:
-    """Where the pictures of a shard lie: names, first bytes and lengths (S,), and classes (S,), -1 for none."""
+    """Where the pictures of a shard lie: names, first bytes and lengths (S,), and classes (S,), -1 for none.
+
+    size  of the whole file in bytes: of another size, it is another one
+    """
 
     names: list[str]
     starts: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
+    size: int
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,7 +62,7 @@ def kept_table(
     fetch     brings the shard behind an address, which is not asked for where its table is there
     Raises BrokenShardError if the shard is cut short or is not what was promised.
     """
-    name, mark = str(place), f"v2 {sha256 or ''}"
+    name, mark = str(place), f"v3 {sha256 or ''}"
     if not fetch:
         try:
             name, stat = str(place.resolve()), place.stat()
@@ -70,7 +74,8 @@ def kept_table(
         with safe_open(kept, "np") as found:
             if (found.metadata() or {}).get("mark") == mark:
                 names = found.get_tensor("names").tobytes().decode().split("\n")
-                made = Table(names, *(found.get_tensor(n) for n in ("starts", "sizes", "labels")))
+                columns = (found.get_tensor(n) for n in ("starts", "sizes", "labels"))
+                made = Table(names, *columns, int(found.metadata()["size"]))
                 return counted(made, place, pictures)
     except (OSError, SafetensorError, UnicodeDecodeError):
         pass  # none yet
@@ -81,7 +86,11 @@ def kept_table(
         part = kept.with_suffix(f".{os.getpid()}.part")
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            save_file({k: torch.from_numpy(v) for k, v in tensors.items()}, part, metadata=dict(mark=mark))
+            save_file(
+                {k: torch.from_numpy(v) for k, v in tensors.items()},
+                part,
+                metadata=dict(mark=mark, size=str(made.size)),
+            )
             part.replace(kept)
         except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
@@ -127,7 +136,7 @@ def read_table(file: Path) -> Table:
         raise BrokenShardError(blame(file, error)) from error
     found = [row for row in rows.values() if row[0]]
     columns = list(zip(*found, strict=True)) if found else [(), (), (), ()]
-    return Table(list(columns[0]), *(np.array(column, dtype=np.int64) for column in columns[1:]))
+    return Table(list(columns[0]), *(np.array(column, dtype=np.int64) for column in columns[1:]), size)
 
 
 def note(rows: OrderedDict[str, list], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -109,7 +109,7 @@ def evaluate(
             seeds=seeds,
             protocols={},
         )
-        suffix = suffix_of(which) + ("" if name == recipe.data else f"-{Path(name).name}")
+        suffix = suffix_of(which) + ("" if name == recipe.data else f"-{Path(name.rpartition(':')[2]).name}")
         file = file_of(out, name, suffix, encoder)
         for protocol in chosen:
             learn_for(protocol, [subject for _, subject in subjects])
@@ -187,7 +187,8 @@ def written(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         before, plain = json.loads(path.read_text()), json.loads(json.dumps(result))
         wanted = ("step", "data", "labels", "tested", "task", "table", "seeds")
         if odd := [k for k in wanted if before.get(k) != plain[k]]:
-            aside = path.with_name(f"{path.stem}-before.json")
+            names = (path.with_name(f"{path.stem}-before-{number}.json") for number in count(1))
+            aside = next(name for name in names if not name.exists())
             path.replace(aside)
             warnings.warn(f"{path.name} was of other {', '.join(odd)}: it is {aside.name} now", stacklevel=3)
         else:

@@ -292,9 +292,13 @@ def test_what_was_judged_otherwise_is_put_aside(trained, pictures):
     evaluate(trained, ["knn"])
     evaluate(trained, ["linear"], data=f"folder:{pictures.parent}/./{pictures.name}/")
     assert set(json.loads(file.read_text())["protocols"]) == {"knn", "linear"}
-    with pytest.warns(UserWarning, match=r"evaluation\.json was of other seeds: it is evaluation-before\.json now"):
+    for old in trained.glob("evaluation-before*"):
+        old.unlink()
+    with pytest.warns(UserWarning, match=r"evaluation\.json was of other seeds: it is evaluation-before-1\.json now"):
         evaluate(trained, ["knn"], seeds=(0, 1))
-    assert set(json.loads((trained / "evaluation-before.json").read_text())["protocols"]) == {"knn", "linear"}
+    with pytest.warns(UserWarning, match=r"it is evaluation-before-2\.json now"):
+        evaluate(trained, ["knn"])
+    assert set(json.loads((trained / "evaluation-before-1.json").read_text())["protocols"]) == {"knn", "linear"}
 
 
 def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):

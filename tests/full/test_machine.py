@@ -279,14 +279,15 @@ def main():
     print("said", end="")
     if sys.argv[1] == "raises":
         raise RuntimeError("something unforeseen")
-    if sys.argv[1] == "interrupted":
+    if sys.argv[1].startswith("interrupted"):
         raise KeyboardInterrupt
     if sys.argv[1] == "took leave":
         dist.destroy_process_group()
         Slow.__del__ = lambda self: print(", and took its time", end="")
     return 2
 
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+if sys.argv[1] != "interrupted alone":
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 keep = Slow()
 leave(main)
 """
@@ -298,6 +299,7 @@ leave(main)
         ("returns", 2, "said", ""),
         ("raises", 1, "said", "something unforeseen"),
         ("interrupted", 130, "said", "KeyboardInterrupt"),
+        ("interrupted alone", 130, "said", "interrupted\n"),
         ("took leave", 2, "said, and took", ""),
     ],
 )

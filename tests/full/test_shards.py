@@ -268,13 +268,23 @@ def test_each_folder_of_a_pattern_has_its_own_index(packed, tmp_path):
     assert found[len(found) - 1].getvalue()
 
 
-def test_processes_that_find_different_shards_are_told(sharded):
-    class Other(World):
-        def agree(self, value: float) -> bool:
-            return False
+def test_processes_that_find_different_shards_are_told(sharded, packed, tmp_path):
+    """What they compare is the same for a copy elsewhere, and another where a shard is missing."""
+    said = []
 
+    class Told(World):
+        def agree(self, value: float) -> bool:
+            said.append(value)
+            return value == said[0]
+
+    copy, fewer = (spoil(tmp_path / name, packed, lambda file: None) for name in ("copy", "fewer"))
+    (fewer / "train-000001.tar").unlink()
+    (fewer / INDEX).unlink()
+    here = Told(0, 1, CPU)
+    opened(sharded, here)
+    opened(sharded.replace(data=f"shards:{copy}"), here)
     with pytest.raises(DataError, match="processes find different pictures"):
-        opened(sharded, Other(0, 1, CPU))
+        opened(sharded.replace(data=f"shards:{fewer}"), here)
 
 
 def test_a_shard_that_the_index_does_not_name_is_told(packed, tmp_path, capsys):
@@ -550,6 +560,19 @@ def test_an_index_that_may_not_be_read_is_none(monkeypatch):
     monkeypatch.setattr(remote, "system", lambda url: (Files(), url))
     with pytest.warns(UserWarning, match="may not be read"):
         assert shards.index_of("https://host/bucket") == {}
+
+
+def test_a_shard_that_was_replaced_at_its_address_is_named(packed, tmp_path):
+    """Its table is that of the one before; without an index nobody else would notice."""
+    memory = fsspec.filesystem("memory")
+    write_tar(tmp_path / "other.tar", {f"{n}.png": png(n) for n in range(40)})
+    memory.pipe_file("/moved/t-0.tar", (packed / "train-000000.tar").read_bytes())
+    assert Shards(["memory://moved/t-0.tar"], 1)[0].getvalue()
+    memory.pipe_file("/moved/t-0.tar", (tmp_path / "other.tar").read_bytes())
+    for old in (tmp_path / "cache").rglob("*.tar"):
+        old.unlink()
+    with pytest.raises(DataError, match=r"in a file of .* bytes that had .*: remove "):
+        Shards(["memory://moved/t-0.tar"], 1)[0]
 
 
 def test_an_empty_object_is_a_broken_shard(packed):
