@@ -93,7 +93,7 @@ def pack(
     """Put a folder's pictures into shards (tar files as WebDataset lays them out), to train on as shards:OUT.
 
     Args:
-        folder: of pictures, as folder:PATH
+        folder: of pictures; a table of labels does not go with it (pictures are divided as without one)
         out: a folder for the shards and their index
         shard_size: about how large a shard becomes
         side: bring pictures whose shorter side is longer to it, as JPEG of quality 95 (default: files as they are)
@@ -101,7 +101,8 @@ def pack(
     """
     from full_ijepa import pack as packing
 
-    found = packing.pack(folder.expanduser(), out.expanduser(), packing.bytes_of(shard_size), side, allow_skipped)
+    root = Path(str(folder).removeprefix("folder:")).expanduser()
+    found = packing.pack(root, out.expanduser(), packing.bytes_of(shard_size), side, allow_skipped)
     for line in found.skipped:
         print(f"warning: skipped {line}", file=sys.stderr)
     told = ", ".join(f"{count:,} {part}" for part, count in found.parts.items())
@@ -290,6 +291,7 @@ def embed(
     """
     from full_ijepa import embedding
 
+    embedding.writable(out)  # not after hours
     chosen = embedding.load_encoder(source, encoder)
     options = dict(tokens=tokens, batch=batch, device=device, allow_skipped=allow_skipped)
     found = embedding.embed(chosen, pictures, **options)
@@ -346,6 +348,7 @@ def attend(
 
     chosen = embedding.load_encoder(source, encoder)
     values = torch.from_numpy(chosen.pixels.read(picture))
+    out.parent.mkdir(parents=True, exist_ok=True)
     embedding.maps_figure(chosen, values, patch).savefig(out, dpi=150)
     print(f"written: {out}")
     return 0

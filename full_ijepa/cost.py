@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import astuple, dataclass
 from itertools import islice
 
@@ -22,6 +23,9 @@ from toy_ijepa.bench import matmul_rate
 
 COUNTS = {"stl10": 100_000, "cifar10": 50_000, "cifar100": 50_000, "shapes": 20_000, "imagenet": 1_281_167}
 SHARE = 0.4  # a guess: of the rate of one large product that a training step reaches; `full_ijepa.bench` measures it
+TRIED = 0.3  # s of products at that rate for which a CPU tries steps instead: small networks reach a few per cent
+TRIES = 2, 12  # steps tried, until PATIENCE s have passed
+PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,22 @@ def pictures_of(recipe: Recipe) -> int:
     return len(opened(recipe))
 
 
+def tried(recipe: Recipe, dtype: torch.dtype, images: int) -> float:
+    """Seconds an image, forward and backward, of micro-batches of made pictures on this CPU: the fastest."""
+    method = methods.build(recipe.replace(compile=False))
+    pictures = torch.randn(images, recipe.channels, *recipe.sides)
+    seconds: list[float] = []
+    for micro in plan(images, recipe.replace(batch=images, micro_batch=images), 0, TRIES[1]):
+        if len(seconds) >= TRIES[0] and sum(seconds) > PATIENCE:
+            break
+        begun = time.perf_counter()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = method.step_loss(pictures, method.draw(images, micro.seed, micro.sizes))
+        loss.backward()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds) / images
+
+
 def estimate(recipe: Recipe, device: str = "auto") -> str:
     """Parameters, FLOPs an image, memory and time of a run on one device, as text. Estimates say "about"."""
     recipe = settled(recipe)
@@ -136,7 +156,12 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     dtype = precision_of(recipe, here)
     set_up(recipe, here)
     rate = matmul_rate(dtype, 2048 if kind == "cpu" else 8192, kind)
-    seconds = steps * recipe.batch * flops.hardware / (SHARE * rate)
+    share, how = SHARE, "if a step reaches {share:.0%} of that rate"
+    images = min(recipe.micro_batch, recipe.batch, int(TRIED * rate / flops.hardware))
+    if kind == "cpu" and images > 1:
+        share = flops.hardware / tried(recipe, dtype, images) / rate
+        how = f"as a step of {images} images just took, {{share:.1%}} of that rate"
+    seconds = steps * recipe.batch * flops.hardware / (share * rate)
     held = memory(recipe, parameters, trained, dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     again = f", and {flops.recomputed / 1e9:.2f} G computed again (checkpointing)" if flops.recomputed else ""
@@ -146,9 +171,10 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
         "steps": f"{steps:,} of {recipe.batch} images ({recipe.epochs:g} epochs of {pictures:,} pictures)",
         "FLOPs": f"{flops.model / 1e9:.2f} G an image (forward and backward){again}, "
         f"{steps * recipe.batch * flops.hardware:.2e} in all",
-        "memory": f"about {size(held)} a process at {min(recipe.micro_batch, recipe.batch)} images",
+        "memory": f"about {size(held)} a process at {min(recipe.micro_batch, recipe.batch)} images, "
+        f"beside torch itself, pictures{' and maps of attention' if kind == 'cpu' else ''}",
         "device": f"{name}: {rate / 1e12:.2f} TFLOP/s in a large {str(dtype).removeprefix('torch.')} product",
-        "time": f"about {span(seconds)} if a step reaches {SHARE:.0%} of that rate",
+        "time": f"about {span(seconds)} {how.format(share=share)}",
     }
     return "\n".join(f"{word:12}{text}" for word, text in lines.items())
 

@@ -31,6 +31,7 @@ from toy_ijepa.trouble import STILL, alike, best_before, fallen, no_better, stil
 
 PLAIN = 0.8  # share of position above which features mostly say where a patch is
 GAIN = 1.0  # points of kNN above a random encoder, below which nothing was learned
+AFTER = 0.15  # share of the schedule behind its peak in which a cosine still has nine tenths of it
 IDLE = 0.01  # share of the peak rate below which nothing moves; a cosine is there for a sixteenth of its length
 STARVED = 0.25  # share of the time that steps may wait for pictures
 LATE = 1.2  # times the mean that a process may take for its own work
@@ -172,9 +173,9 @@ def position(c: Chart) -> Iterator[Finding]:
 
 def schedule(c: Chart) -> Iterator[Finding]:
     """The rate never reached its peak, or came down at the wrong time: steps and batches confused."""
-    rates = c.column("lr")
-    warm = c.finished or c.rows[-1]["epoch"] > 1.1 * c.recipe.warmup_epochs
-    if warm and max(rates) < 0.9 * c.recipe.lr:
+    rates, first = c.column("lr"), c.recipe.warmup_epochs
+    near = any(first <= row["epoch"] <= first + AFTER * (c.recipe.epochs - first) for row in c.rows)
+    if near and max(rates) < 0.9 * c.recipe.lr:
         yield Finding(
             "schedule never reaches its peak",
             f"highest rate {max(rates):.2g} of {c.recipe.lr:.2g}",

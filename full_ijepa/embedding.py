@@ -9,10 +9,12 @@ found.values, found.names
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from full_ijepa.data import opened
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.formats import SUFFIXES, Place
 from full_ijepa.machine import pick
-from full_ijepa.pixels import fit
+from full_ijepa.pixels import compare, compare_measured, fit
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.vit import Encoder
 from toy_ijepa import plots, weights
@@ -36,6 +38,7 @@ from toy_ijepa.folders import DataError, check_skipped, files_below
 from toy_ijepa.patches import grid_size
 from toy_ijepa.widgets.drawing import heat, outline, panels
 
+COMPARED = 500  # pictures whose values are compared with those of the training
 AHEAD = 4  # batches of pictures that are decoded while one is encoded
 
 
@@ -60,16 +63,14 @@ class Features:
 
         Raises ValueError for another suffix.
         """
-        path = Path(path)
+        path = writable(path)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             if path.suffix == ".npz":
                 with part.open("wb") as file:
                     np.savez(file, values=self.values.numpy(), names=np.array(self.names, dtype=np.str_))
-            elif path.suffix == ".parquet":
-                self.write_parquet(part)
             else:
-                raise ValueError(f"features are written to .npz or .parquet, not {path.name!r}")
+                self.write_parquet(part)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -101,12 +102,13 @@ class Features:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no features ({error}); expected a file that `embed` wrote") from error
 
-    def nearest(self, queries: Tensor, count: int = 5) -> list[list[tuple[str, float]]]:
+    def nearest(self, queries: Tensor | Features, count: int = 5) -> list[list[tuple[str, float]]]:
         """For each query (S, D): the names of the `count` nearest pictures and their cosines, best first.
 
         Features are centred on the mean of those that are searched: without that every cosine is close to 1.
-        Raises ValueError if there are not so many, or features are not pooled.
+        Raises ValueError if there are not so many, or features are not pooled. Queries may be Features, too.
         """
+        queries = queries.values if isinstance(queries, Features) else queries
         if self.values.dim() != 2 or queries.shape[1:] != self.values.shape[1:]:
             raise ValueError(f"queries {tuple(queries.shape)} do not fit features {tuple(self.values.shape)}")
         if not 1 <= count <= len(self):
@@ -119,6 +121,15 @@ class Features:
             rows = zip(index.tolist(), cosine.tolist(), strict=True)
             found += [[(self.names[i], c) for i, c in zip(*row, strict=True)] for row in rows]
         return found
+
+
+def writable(path: Path | str) -> Path:
+    """Where features can be written; its folder is made. Raises ValueError for another suffix than the two known."""
+    path = Path(path).expanduser()
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"features are written to .npz or .parquet, not {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def load_encoder(source: Path | str, encoder: str = "target") -> Encoder:
@@ -166,13 +177,34 @@ def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path | P
 
 
 def array_of(pictures: np.ndarray | Tensor, encoder: Encoder) -> Tensor:
-    """Pictures (S, C, H, W), or (S, H, W, C), in their own units. Raises ValueError for another shape."""
-    found = torch.as_tensor(pictures)
-    C = encoder.pixels.channels
+    """Pictures (S, C, H, W), or (S, H, W, C), in the units of the files.
+
+    Raises ValueError for another shape, for numbers that are not finite, and for those of other files: 0 to 1 where
+    the encoder knows 0 to 255, or 8 bit where it knows 16. Warns of other values than those of the training.
+    """
+    found, pixels = torch.as_tensor(pictures), encoder.pixels
+    C, depth = pixels.channels, str(found.dtype).removeprefix("torch.")
     if found.dim() == 4 and found.shape[1] != C and found.shape[3] == C:
         found = found.permute(0, 3, 1, 2)
     if found.dim() != 4 or found.shape[1] != C:
         raise ValueError(f"pictures of shape {tuple(found.shape)}; the encoder expects (S, {C}, H, W)")
+    if not len(found):
+        return found
+    if found.is_floating_point():
+        low, high = found.amin().item(), found.amax().item()
+        if not math.isfinite(low + high):
+            raise ValueError("some numbers of these pictures are not finite")
+        if pixels.depth != "float32" and (low < 0 or high <= 1):
+            raise ValueError(
+                f"numbers from {low:g} to {high:g}: the encoder takes pictures as their files have them, "
+                f"{pixels.depth}; undo what was scaled (for 0 to 1: times {255 if pixels.depth == 'uint8' else 65535})"
+            )
+    elif depth != pixels.depth:
+        raise ValueError(f"pictures of {depth}; the encoder knows {pixels.depth}, whose numbers mean something else")
+    if not pixels.photographs:
+        some = found[:: -(-len(found) // COMPARED)].float()
+        mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp_min(1e-6)
+        compare_measured(replace(pixels, mean=tuple(mean.tolist()), std=tuple(std.tolist())), pixels)
     return found
 
 
@@ -200,7 +232,7 @@ def sides_of(encoder: Encoder) -> tuple[int, int]:
 
 @torch.no_grad()
 def embed(
-    encoder: Encoder,
+    encoder: Encoder | Path | str,
     pictures: Path | str | Sequence[Path | str] | np.ndarray | Tensor,
     *,
     tokens: bool = False,
@@ -211,6 +243,7 @@ def embed(
 ) -> Features:
     """Features of pictures, prepared as the encoder was trained: scaled to its size, the middle cut out, normalised.
 
+    encoder        of `load_encoder`, or what that takes
     pictures       a folder, a file, a list of files, "shards:..." or "hf:..." as recipes take them, or an array
                    (S, C, H, W) in the units of the files
     tokens         all tokens (S, N, D) instead of their average (S, D)
@@ -219,6 +252,7 @@ def embed(
     Raises DataError (a ValueError) if there are no pictures or too many cannot be read, ValueError for a device.
     """
     where = torch.device(pick(device))
+    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     encoder = encoder.to(where).eval()
     skipped: list[str] = []
     if isinstance(pictures, np.ndarray | Tensor):
@@ -228,6 +262,9 @@ def embed(
     else:
         paths, names = files_of(pictures)
         count = len(paths)
+        if not encoder.pixels.photographs:
+            with suppress(DataError):  # nothing to compare; what cannot be read is told below
+                compare(paths, encoder.pixels)
         batches = read_batches(paths, names, encoder, batch, skipped)
     values, named = [], []
     with tqdm(total=count, unit="picture", disable=not progress, delay=2.0, mininterval=1.0) as bar:

@@ -163,11 +163,14 @@ def text(found: Look) -> str:
     lines = [f"a look at {page.plain(found.data)}"]
     for title, told in {**sentences(found), "A recipe to start with, and why": advice_lines(advice)}.items():
         lines += ["", f"{title}:", *(f"  {line}" for line in told)]
-    return "\n".join([*lines, "", "start (with --dry-run first: how long it will take here):", f"  {start(advice)}"])
+    how = "start (with --dry-run first: how long it will take here):"
+    return "\n".join([*lines, "", how, f"  {start(found, advice)}"])
 
 
-def start(advice: Advice) -> str:
-    """The command, unless a path cannot be written on one line."""
+def start(found: Look, advice: Advice) -> str:
+    """The command, unless training would refuse the pictures, or a path cannot be written on one line."""
+    if len({depth for _, depth in found.kinds}) > 1 and 2 * found.kinds[3, "uint8"] <= found.kinds.total():
+        return "(not yet: training takes pictures whose numbers are of one kind; see above)"
     return (
         advice.command
         if advice.command.isprintable()
@@ -198,7 +201,7 @@ def write(found: Look, target: Path) -> Path:
     parts = [f"<h1>A look at {page.escaped(short(found.data))}</h1>", *sections(found)]
     parts += ["<h2>A recipe to start with, and why</h2>", listed(advice_lines(advice))]
     parts.append("<p>With <code>--dry-run</code> it says first how long it will take.</p>")
-    parts.append(f"<pre>{page.escaped(start(advice))}</pre>")
+    parts.append(f"<pre>{page.escaped(start(found, advice))}</pre>")
     return page.write(target, "A look at the pictures", parts)
 
 

@@ -263,7 +263,7 @@ class Loop:
         judged = t.step == t.steps or t.step % due < t.recipe.log_every
         first = t.step <= t.recipe.log_every
         if judged or first or t.step % t.watch_every < t.recipe.log_every:
-            row |= self.watch()
+            row |= self.watch(early=first and t.step < t.steps)
         if judged:
             row |= self.probe()
             row |= self.compare(row)
@@ -283,11 +283,14 @@ class Loop:
         speed = f"{pace['images_per_second']:.0f} images/s"
         self.bar.set_postfix_str(f"loss {loss:.4f}{beside}, {speed}, rank {self.rank:.1f}")
 
-    def watch(self) -> dict[str, float]:
-        """What features are like and what each place's mean would lose, for a row; warns of collapse."""
+    def watch(self, early: bool = False) -> dict[str, float]:
+        """What features are like and what each place's mean would lose, for a row; warns of collapse.
+
+        early  the first row: what features are like there is the random start's doing
+        """
         found, self.mean_loss = self.trainer.watch()
         self.rank = found.rank
-        for kind, message in found.warnings().items():
+        for kind, message in {} if early else found.warnings("--regulariser 0.1 0.005").items():
             self.warn(kind, message)
         return asdict(found) | ({} if math.isnan(self.mean_loss) else dict(mean_loss=self.mean_loss))
 
@@ -308,7 +311,10 @@ class Loop:
         bank, bank_labels, queries, labels = self.probing
         encoder = self.trainer.method.probed
         with self.trainer.autocast():
-            x = [features(encoder, encoder.pixels.scaled(images), batch=64) for images in (bank, queries)]
+            x = [
+                torch.cat([features(encoder, encoder.pixels.scaled(part)) for part in images.split(64)])
+                for images in (bank, queries)
+            ]
         found = knn_score(x[0], bank_labels, x[1], labels)
         right = found / 100 if task_of(labels) == "classes" else 0.5
         return dict(knn=found, knn_doubt=trouble.doubt(right, len(labels)))

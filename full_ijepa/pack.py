@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from full_ijepa.formats import SUFFIXES, describe
+from full_ijepa.formats import SUFFIXES, describe, read_values
 from full_ijepa.names import Names
 from full_ijepa.order import mix, shuffled
 from full_ijepa.remote import checksum
@@ -121,11 +121,16 @@ def samples(
 
 
 def encoded(path: Path, side: int | None) -> tuple[str, bytes] | str:
-    """Suffix and bytes of a picture, made smaller if need be; or the reason why it cannot be read."""
+    """Suffix and bytes of a picture, made smaller if need be; or the reason why it cannot be read.
+
+    Of one that stays as it is only the header is read.
+    """
     try:
-        if side is None:
-            return path.suffix.lower(), path.read_bytes()
         kind = describe(path)
+        if side is None:
+            if kind is None:
+                read_values(path, "channels")  # says what is wrong
+            return path.suffix.lower(), path.read_bytes()
         if kind is not None and (kind.channels, kind.depth) not in ((3, "uint8"), (1, "uint8")):
             raise DataError(f"{path} is no 8-bit colour: JPEG would not keep its numbers; pack without --side")
         if kind is not None and min(kind.width, kind.height) <= side:

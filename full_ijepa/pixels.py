@@ -277,7 +277,11 @@ def measure(paths: Sequence[Picture], pixels: Pixels, seed: int = 0) -> Pixels:
 
 def compare(paths: Sequence[Picture], pixels: Pixels) -> None:
     """Warn if pictures have other values than those that an encoder was trained on."""
-    found = measure(paths, pixels)
+    compare_measured(measure(paths, pixels), pixels)
+
+
+def compare_measured(found: Pixels, pixels: Pixels) -> None:
+    """As `compare`, of pictures that were measured."""
     mean, std = (np.array(v) * np.ones(pixels.channels) for v in (pixels.mean, pixels.std))
     off = np.abs(np.array(found.mean) - mean) / std
     if off.max() > FAR or not 1 / FAR < (np.array(found.std) / std).min() <= (np.array(found.std) / std).max() < FAR:

@@ -150,8 +150,9 @@ def fetch(url: str, cache: Path, room: float, sha256: str | None = None, convert
                 except RemoteError as error:
                     failed.write_text(str(error))
                     raise
-                make_room(cache, room - whole.stat().st_size)
-                whole.replace(target)
+                with FileLock(cache / "room.lock"):  # two that come at once would each count on the same room
+                    make_room(cache, room - whole.stat().st_size)
+                    whole.replace(target)
     except OSError as error:
         raise MachineError(f"{url} cannot be kept in {cache}: {error}; IJEPA_CACHE names another folder") from error
     return target

@@ -177,6 +177,8 @@ def write(runs: Sequence[Path], target: Path, which: str = "last", device: str =
     device  where to encode
     Raises ValueError if one of them is no run, or has no such checkpoint.
     """
+    if not runs:
+        raise ValueError("a report of no run: name the --out of at least one pretrain")
     charts = {name: doctor.chart_of(out, which, device) for name, out in named(runs).items()}
     parts = ["<h1>I-JEPA and MAE: a report</h1>"]
     judged = f"evaluation{suffix_of(which)}.json"

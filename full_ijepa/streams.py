@@ -137,9 +137,11 @@ class Files(Dataset):
     def read(self, number: int, bad: list[Bad], undecoded: bool = False) -> Tensor:
         """One picture (C, H, W), or the next that can be read; if asked, the bytes (n,) of one that the GPU can decode.
 
-        Raises DataError after TRIES failures, MachineError if the file is not to blame.
+        Raises DataError after TRIES failures (of all pictures, if any number of them is allowed to fail), MachineError
+        if the file is not to blame.
         """
-        for _ in range(TRIES):
+        tries = len(self.pictures) if self.recipe.allow_skipped else TRIES
+        for _ in range(tries):
             name, beyond = f"picture {number}", number + 1
             try:
                 picture = self.pictures[number]
@@ -153,7 +155,7 @@ class Files(Dataset):
             except Exception as error:  # decoders of broken files raise anything
                 bad.append((name, blame(name, error).removeprefix(f"{name}: "), 1))
             number = beyond % len(self.pictures)
-        raise DataError(f"{TRIES} pictures in a row cannot be read, the last {name}: {bad[-1][1]}")
+        raise DataError(f"{tries} pictures in a row cannot be read, the last {name}: {bad[-1][1]}")
 
 
 class Stream:

@@ -28,6 +28,7 @@ from full_ijepa.order import Micro
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import trouble
 from toy_ijepa.diagnostics import Health, health
+from toy_ijepa.recipe import lookup
 from toy_ijepa.schedules import cosine, warmup_cosine
 from toy_ijepa.training import make_optimisers, uses_bf16
 
@@ -202,14 +203,19 @@ def some_pictures(data: Resident | Stream, recipe: Recipe, count: int) -> Tensor
 
 
 def pretrain(
-    recipe: Recipe, out: Path | str, *, resume: bool = False, device: str = "auto", progress: bool = True
+    recipe: Recipe | str, out: Path | str, *, resume: bool = False, device: str = "auto", progress: bool = True
 ) -> Run:
     """Train a recipe and write everything to `out`: recipe.json, history.jsonl, checkpoints/, tensorboard/.
 
+    recipe  or the name of one
     resume  continue from the newest whole checkpoint in `out`; a new run if there is none
     SIGTERM and Ctrl-C save a checkpoint after the current step and return with ended "stopped".
     Raises ValueError for what the caller can mend, and NonFiniteLossError.
     """
+    if isinstance(recipe, str):
+        from full_ijepa.recipes import RECIPES
+
+        recipe = lookup(RECIPES, recipe, "recipe")
     out = Path(out)
     balance.refuse(recipe)
     check_boards(recipe)

@@ -53,8 +53,11 @@ class Health:
     rank: float
     position: float
 
-    def warnings(self) -> dict[str, str]:
-        """What looks like collapse ("std", "rank") and what to try; empty when nothing does."""
+    def warnings(self, regulariser: str = "--method ijepa-vc") -> dict[str, str]:
+        """What looks like collapse ("std", "rank") and what to try; empty when nothing does.
+
+        regulariser  how it is asked for where this is said
+        """
         found = {}
         if self.std < LOW_STD:
             found["std"] = (
@@ -64,7 +67,7 @@ class Health:
         if self.rank < LOW_RANK:
             found["rank"] = (
                 f"features lose rank: effective rank {self.rank:.1f} (below {LOW_RANK}). Try a higher momentum, a "
-                "lower learning rate, or the regulariser (ijepa-vc)"
+                f"lower learning rate, or the regulariser ({regulariser})"
             )
         return found
 

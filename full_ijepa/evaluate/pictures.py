@@ -91,7 +91,10 @@ class Labelled:
         found = [self.pixels.read_fitted(path, self.sides) for path, _ in files]
         for array in found:
             if isinstance(array, str):
-                raise DataError(f"a labelled picture cannot be read ({array}); mend it or move it away")
+                raise DataError(
+                    f"a labelled picture cannot be read ({array}); mend it, or move it away and take its row out of a "
+                    "table of labels"
+                )
         empty = np.empty(
             (0, self.pixels.channels, *self.sides), self.pixels.depth
         )  # of a batch with fewer than processes

@@ -7,6 +7,7 @@ Under torchrun every process has to ask, and hears the same.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -204,6 +205,8 @@ def lowshot(s: Subject) -> dict[str, Any]:
         scores = []
         for draw in range(DRAWS):
             few = few_labels(s.train.labels, kind, amount, mix(s.seed, "few", draw))
+            if kind == "each" and s.here.leads and draw == 0 and len(few) < amount * len(s.train.labels.unique()):
+                warnings.warn(f"lowshot: some classes have fewer than {amount:g} labels; all are taken", stacklevel=2)
             if len(few) < 2:
                 break
             verdict = fitted(s, x, x_test, few)
@@ -232,6 +235,8 @@ def dense(s: Subject) -> dict[str, Any] | None:
     """
     sets = scenes_of(s)
     if not sets:
+        if s.here.leads:
+            warnings.warn("dense: its scenes are square and coloured, what this encoder sees is not", stacklevel=2)
         return None
     x, x_test = (s.features(data, key) for key, data in sets.items())
     factors = {split: data.source.factors for split, data in zip(SCENES, sets.values(), strict=True)}

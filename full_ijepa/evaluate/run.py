@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from full_ijepa.machine import pick
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.vit import Encoder, build_encoder
+from toy_ijepa.decoding import DataError
 from toy_ijepa.recipe import lookup
 
 
@@ -209,16 +211,28 @@ def about(recipe: Recipe, name: str, table: Table, test: Labelled) -> dict[str, 
         return found
     seen = 0
     if name == recipe.data:
-        trained_on = {os.path.realpath(path) for path in training_files(recipe)}
+        try:
+            trained_on = {os.path.realpath(path) for path in training_files(recipe)}
+        except DataError as error:  # the run's own table, where another one is given now
+            warnings.warn(f"which test pictures were pre-trained on cannot be told: {error}", stacklevel=3)
+            trained_on = set()
         seen = sum(os.path.realpath(path) in trained_on for path, _ in test.source)
         if seen:
             warnings.warn(
                 f"{seen} of {len(test)} test pictures were pre-trained on, without their labels; pretrain with the "
-                "same --labels, --group-column and --split-column to keep them apart",
+                f"same table to keep them apart: {flags(table)}",
                 stacklevel=3,
             )
     division = labels.read(table, folder_of(name)).division
     return found | dict(table=asdict(table), division=division, pretrained_on=seen)
+
+
+def flags(table: Table) -> str:
+    """A table as the flags that name it: a division may depend on each."""
+    said = {name.replace("_", "-"): value for name, value in asdict(table).items() if value not in ("", (), "auto")}
+    return shlex.join(
+        word for name, v in said.items() for word in (f"--{name}", *(v if isinstance(v, tuple) else (v,)))
+    )
 
 
 def fresh(recipe: Recipe, seed: int) -> Encoder:

@@ -78,6 +78,8 @@ class Page(HTMLParser):
 @pytest.mark.slow  # quick: chapter 12 writes and checks a page of two runs, the next test one of one
 def test_report_is_one_page_with_everything_in_it(runs, tmp_path, capsys):
     out = tmp_path / "page" / "report.html"
+    assert main(["report", "--out", str(out)]) == 2
+    assert "no run" in capsys.readouterr().err
     assert main(["report", str(runs / "ijepa"), str(runs / "mae"), "--out", str(out)]) == 0
     page = Page(out.read_text())
     assert page.open == []

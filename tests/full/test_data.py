@@ -195,6 +195,15 @@ def test_a_folder_of_nothing_but_broken_pictures_is_refused(recipe, tmp_path):
         next(stream.batches([Micro((0, 1), 0)], recipe.replace(workers=1)))
 
 
+def test_many_broken_pictures_in_a_row_are_passed_where_that_is_allowed(recipe, pictures, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(15)] + sorted(pictures.rglob("train/**/*.png"))[:2]
+    for path in paths[:15]:
+        path.write_bytes(b"no picture")
+    found = streams.Files(paths, recipe.replace(allow_skipped=True))[Micro((0, 15), 0)]
+    assert len(found.bad) == 15
+    assert found.images.shape[0] == 2
+
+
 KILLED = """
 import multiprocessing, os, sys, time
 from full_ijepa import train

@@ -85,6 +85,13 @@ def test_a_schedule_that_counts_the_wrong_thing_is_named(healthy, peak, length, 
     assert not set(found) & {"collapse", "learning rate too high for the batch"}
 
 
+def test_a_peak_between_two_rows_is_not_missed(healthy):
+    """Of a short run only rows behind the peak are left: they say nothing about it."""
+    late = [row for row in history(healthy.recipe) if row["epoch"] > 0.6 * healthy.recipe.epochs]
+    assert max(row["lr"] for row in late) < 0.9 * healthy.recipe.lr
+    assert "schedule never reaches its peak" not in names(replace(healthy, rows=late))
+
+
 def test_a_target_that_never_follows_is_named(healthy):
     recipe = healthy.recipe.replace(momentum=(0.9999, 1.0))
     (finding,) = examine(replace(healthy, recipe=recipe, rows=history(recipe)))

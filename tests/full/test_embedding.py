@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -233,3 +234,63 @@ def test_every_source_gives_the_same_encoder(tmp_path, recipe, pictures, capsys)
 def test_a_device_that_cannot_serve_is_said():
     with pytest.raises(ValueError, match=r"Apple's GPU \(mps\) is refused"):
         embed(encoder_of(), torch.zeros(2, 3, 16, 16), device="mps")
+
+
+@pytest.mark.parametrize(
+    ("depth", "change", "told"),
+    [
+        ("uint8", lambda x: x.float() / 255, "0 to 1.*times 255"),
+        ("uint8", lambda x: x.float() - 200, "as their files have them, uint8"),
+        ("uint8", lambda x: x.float().index_fill(0, torch.tensor([1]), torch.nan), "not finite"),
+        ("uint8", lambda x: x.long(), "pictures of int64; the encoder knows uint8"),
+        ("uint16", lambda x: x, "pictures of uint8; the encoder knows uint16"),
+    ],
+)
+def test_arrays_in_other_units_are_refused(depth, change, told):
+    images = torch.randint(1, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    pixels = Pixels(3, depth, (900.0,), (300.0,)) if depth == "uint16" else None
+    with pytest.raises(ValueError, match=told):
+        embed(encoder_of(pixels), change(images), progress=False)
+
+
+def test_pictures_of_another_instrument_are_warned_of(tmp_path):
+    """As arrays and as files; the same values as in training are taken without a word."""
+    encoder = encoder_of(Pixels(1, "uint16", (900.0,), (300.0,)))
+    random = np.random.default_rng(0)
+    for mean, fits in ((900, True), (30_000, False)):
+        values = random.normal(mean, 300, (6, 1, 16, 16)).clip(0).astype(np.uint16)
+        folder = tmp_path / str(mean)
+        folder.mkdir()
+        for number, picture in enumerate(values):
+            tifffile.imwrite(folder / f"{number}.tif", picture[0])
+        for pictures in (values, folder):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                embed(encoder, pictures, progress=False)
+            assert any("other units" in str(w.message) for w in caught) != fits
+
+
+def test_where_features_go_is_looked_at_first(mixed, tmp_path, capsys):
+    """Before anything is read or encoded; folders are made."""
+    assert main(["embed", str(tmp_path / "nothing"), str(mixed), "--out", str(tmp_path / "new" / "x.csv")]) == 2
+    assert ".npz or .parquet" in capsys.readouterr().err
+    embed(encoder_of(), mixed, progress=False).write(tmp_path / "new" / "x.npz")
+    assert len(Features.read(tmp_path / "new" / "x.npz")) == 12
+
+
+def test_an_encoder_may_be_named_and_features_asked_for(mixed, tmp_path):
+    interop.write_huggingface(encoder_of(), tmp_path)
+    found, again = (embed(source, mixed, progress=False) for source in (encoder_of(), str(tmp_path)))
+    torch.testing.assert_close(found.values, again.values)
+    assert [near[0][0] for near in found.nearest(again, 1)] == list(found.names)
+
+
+def test_too_many_broken_files_are_told_when_they_are_seen(mixed, tmp_path):
+    """Not when all others have been encoded."""
+    for number in range(30):
+        (tmp_path / f"{number:02}.png").write_bytes(b"" if number < 10 else (mixed / "0-grey.png").read_bytes())
+    encoder, asked = encoder_of(), []
+    encoder.register_forward_hook(lambda *_: asked.append(1))
+    with pytest.raises(DataError, match="10 of 30 pictures cannot be read"):
+        embed(encoder, tmp_path, batch=12, progress=False)
+    assert len(asked) == 1

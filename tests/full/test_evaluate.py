@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from full_ijepa import evaluate as package
+from full_ijepa import labels
 from full_ijepa.evaluate import evaluate, heads, protocols, tuning
 from full_ijepa.evaluate.features import alone, pooled, tokens_of
 from full_ijepa.evaluate.pictures import labelled
@@ -17,6 +19,7 @@ from full_ijepa.evaluate.protocols import few_labels, nearest
 from full_ijepa.evaluate.run import load_run
 from full_ijepa.pixels import PHOTOGRAPHS, decoded
 from full_ijepa.recipes import RECIPES
+from full_ijepa.recipes.base import Recipe
 from full_ijepa.table import Table
 from full_ijepa.train import pretrain
 from full_ijepa.vit import build_encoder
@@ -321,6 +324,38 @@ def test_features_are_the_same_whatever_the_chunk(trained, monkeypatch):
     assert torch.allclose(all_tokens.float().mean(1), whole[:, -96:], atol=2e-3)
 
 
+def test_a_table_of_the_run_that_is_no_more_is_told(pictures, tmp_path):
+    """A corrected table serves, although the one that the run was trained with names a picture that is gone."""
+    root = tmp_path / "pictures"
+    shutil.copytree(pictures, root)
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    lines = [f"{path},{'across' if 'across' in path.parts else 'down'}" for path in paths]
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_text("\n".join(["image,way", *lines]))
+    recipe = Recipe(data=f"folder:{root}", image_size=16, encoder="toy", patch=4, batch=8, micro_batch=8, workers=0)
+    narrow = dict(predictor_width=32, predictor_depth=1, predictor_heads=2, precision="fp32")
+    recipe = recipe.replace(**narrow, epochs=0.5, warmup_epochs=0.1, labels=str(old), label_column=("way",))
+    out = pretrain(recipe, tmp_path / "run", progress=False).out
+    (root / paths[0]).unlink()
+    labels.read_once.cache_clear()  # as in another process
+    new.write_text("\n".join(["image,way", *lines[1:]]))
+    with pytest.warns(UserWarning, match=r"cannot be told: .*old.csv: 1 of 120 pictures are not there"):
+        found = evaluate(out, ["knn"], table=Table(str(new), ("way",)))
+    assert found["labels"] + found["tested"] == 119
+
+
+def test_what_a_protocol_leaves_out_is_said(trained, pictures):
+    sets = [labelled(f"folder:{pictures}", split, 16) for split in ("train", "test")]
+    few = sets[0].some(torch.cat([torch.arange(3), torch.arange(30, 60)]))
+    recipe, method, _ = load_run(trained)
+    subject = protocols.Subject(method.probed, recipe, few, sets[1], torch.device("cpu"), 0)
+    with pytest.warns(UserWarning, match="some classes have fewer than 5 labels"):
+        protocols.lowshot(subject)
+    grey = dataclasses.replace(subject, recipe=recipe.replace(image_size=(16, 32)))
+    with pytest.warns(UserWarning, match="square and coloured"):
+        assert protocols.dense(grey) is None
+
+
 def test_what_cannot_be_judged_is_said(trained, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'linear'"):
         evaluate(trained, ["liner"])
@@ -362,7 +397,8 @@ def test_uneven_classes_show_balanced_accuracy(trained, pictures, tmp_path):
     lines = [f"{p.relative_to(pictures)},{'across' if 'across' in p.parts else 'down'}" for p in paths]
     few = [line for n, line in enumerate(lines) if line.endswith("down") or n % 3 == 0]
     (tmp_path / "few.csv").write_text("\n".join(["image,way", *few]))
-    with pytest.warns(UserWarning, match="8 of 8 test pictures were pre-trained on, without their labels"):
+    told = "8 of 8 test pictures were pre-trained on, without their labels.*--labels .*few.csv --label-column way"
+    with pytest.warns(UserWarning, match=told):
         found = evaluate(trained, ["knn"], table=Table(str(tmp_path / "few.csv"), ("way",)))
     assert (found["uneven"], found["pretrained_on"]) == (True, 8)
     text = package.table(found)

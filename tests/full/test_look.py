@@ -9,6 +9,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -329,9 +330,16 @@ def test_names_do_no_harm(seen, tmp_path):
         assert line.strip().rstrip(":") in found.words or line.startswith("start "), line
 
 
+def test_no_line_is_offered_that_training_would_refuse(seen):
+    """Half of the pictures 16 bit: pretrain refuses them, and says how many of which."""
+    mixed = replace(seen, kinds=Counter({(3, "uint8"): 4, (1, "uint16"): 4}))
+    assert "whose numbers are of one kind" in lookpage.start(mixed, advise(mixed))
+    assert "pretrain" in lookpage.start(replace(seen, kinds=Counter({(3, "uint8"): 5, (1, "uint16"): 4})), advise(seen))
+
+
 def test_the_line_to_start_is_never_one_that_a_newline_cuts(seen):
     broken = advise(seen).recipe.replace(data="folder:two\nlines")
-    assert "\n" not in lookpage.start(advice.Advice(broken, ()))
+    assert "\n" not in lookpage.start(seen, advice.Advice(broken, ()))
 
 
 def test_a_picture_that_vanishes_before_it_is_drawn_costs_its_place_only(tmp_path):

@@ -620,6 +620,22 @@ def test_room_is_bounded(sharded, served, packed, tmp_path):
         opened(recipe.replace(shard_room=3 * largest / 1e9))
 
 
+def test_room_is_bounded_when_several_come_at_once(tmp_path, monkeypatch):
+    """Slow to make room: without a lock each would count on the same room."""
+    files = fsspec.filesystem("memory")
+    for number in range(8):
+        files.pipe(f"/room/{number}.tar", bytes(1000))
+
+    def slowly(cache, room, make_room=remote.make_room):
+        make_room(cache, room)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(remote, "make_room", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: remote.fetch(f"memory://room/{n}.tar", tmp_path, 3000), range(8)))
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.tar")) <= 3000
+
+
 def test_any_file_system_of_fsspec(sharded, packed):
     memory = fsspec.filesystem("memory")
     for file in packed.iterdir():
@@ -659,6 +675,10 @@ def test_pictures_are_made_smaller(tmp_path, capsys):
     assert "broken.jpg: " in said.err
     found = Shards(places(f"shards:{tmp_path / 'out'}"))
     assert {Image.open(blob).size for blob in found} == {(48, 32)}
+    assert main(["pack", f"folder:{root}", str(tmp_path / "as-they-are"), "--allow-skipped"]) == 0
+    said = capsys.readouterr()
+    assert "8 train, 2 test pictures in 2 shards" in said.out  # what is no picture is no picture here either
+    assert "broken.jpg: " in said.err
     assert main(["pack", str(root), str(tmp_path / "other"), "--shard-size", "much"]) == 2
     assert bytes_of("1.5 GB") == 1.5e9
 

@@ -22,12 +22,13 @@ import torch
 from full_ijepa import checkpoint, cost, doctor, loop, methods, report, train
 from full_ijepa.__main__ import main
 from full_ijepa.checkpoint import CheckpointError
-from full_ijepa.data import Resident, accumulation
+from full_ijepa.data import Resident, accumulation, settled
 from full_ijepa.distributed import RunningError, World, only_run
 from full_ijepa.journal import read_rows
 from full_ijepa.loop import STOPPED, Loop
 from full_ijepa.recipes import RECIPES
 from full_ijepa.train import Trainer, pretrain
+from toy_ijepa.diagnostics import Health
 from toy_ijepa.masking import Masks
 from toy_ijepa.training import NonFiniteLossError
 
@@ -729,4 +730,50 @@ def test_dry_run_estimates_and_trains_nothing(tmp_path, capsys):
     assert numbers["this"].split()[1:] == ["3.0e-03", "312", "0.9500"]
     for name in ("FLOPs", "memory", "time"):
         assert float(re.search(r"[\d.]+", numbers[name])[0]) > 0
+    assert re.search(r"as a step of \d+ images just took, [\d.]+% of that rate", numbers["time"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tries_what_can_be_tried_and_guesses_the_rest(recipe, monkeypatch):
+    """Twice as slow a step makes twice the time; what would take too long is not tried."""
+    monkeypatch.setattr(cost, "matmul_rate", lambda *_: 1e11)
+    for each, words in ((1e-3, "30"), (2e-3, "60")):
+        monkeypatch.setattr(cost, "tried", lambda *_, each=each: each)
+        said = cost.estimate(recipe.replace(epochs=500.0), "cpu")  # 30,000 pictures shown
+        assert f"time        about {words} seconds as a step of 4 images just took" in said
+    monkeypatch.setattr(cost, "tried", lambda *_: pytest.fail("tried"))
+    assert "if a step reaches 40% of that rate" in cost.estimate(RECIPES["stl10_vitb16"], "cpu")
+
+
+def test_what_a_dry_run_tries_is_near_what_training_takes(recipe):
+    recipe = settled(recipe.replace(batch=8, micro_batch=8))
+    with train.world("cpu") as here:
+        trainer = Trainer(recipe, here)
+        batches, seconds = trainer.batches(0, 6), []
+        for _ in range(6):
+            begun = time.perf_counter()
+            trainer.take_step(batches)
+            seconds.append((time.perf_counter() - begun) / 8)
+    found = cost.tried(recipe, torch.float32, 8)
+    assert 0.1 * min(seconds) < found < 3 * sorted(seconds)[3]
+
+
+def test_a_recipe_may_be_named(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'smoke'"):
+        train.pretrain("smok", tmp_path / "run")
+
+
+def test_a_low_rank_at_the_start_is_not_called_a_loss_of_it(tmp_path, recipe, monkeypatch, capsys):
+    """Later it is, with what full scale calls the way out."""
+    monkeypatch.setattr(train, "health", lambda tokens: Health(0.5, 1.2, 0.4))
+    told: list[bool] = []
+
+    def watched(self, early=False, watch=Loop.watch):
+        found = watch(self, early)
+        told.append("lose rank: effective rank 1.2" in capsys.readouterr().err)
+        return found
+
+    monkeypatch.setattr(Loop, "watch", watched)
+    recipe = recipe.replace(watch_every=1, log_every=1, epochs=1.0, warmup_epochs=0.1)
+    rows = run(recipe, tmp_path / "run").rows
+    assert told == [False, True] + [False] * (len(rows) - 2)  # once
