@@ -323,7 +323,7 @@ def near(
 
     known = embedding.Features.read(index)
     asked = embedding.embed(embedding.load_encoder(source, encoder), pictures)
-    for name, found in zip(asked.names, known.nearest(asked.values, count), strict=True):
+    for name, found in zip(asked.names, known.nearest(asked, count), strict=True):
         print(name, *(f"  {cosine:.3f}  {other}" for other, cosine in found), sep="\n")
     return 0
 

@@ -98,9 +98,11 @@ def lengths_of(drawn: Drawn, patches: int, joint: bool) -> tuple[list[int], list
 def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = torch.bfloat16) -> float:
     """Bytes that a process needs, roughly: weights, gradients, Adam's two moments, and what backward keeps.
 
-    A block keeps about 34 bytes a token and channel in half precision (twice that in fp32), with checkpointing two.
-    Attention maps (kept on a CPU only), the pictures and FSDP's savings are left out.
-    Source of the count: Korthikanti et al. 2022, arXiv:2205.05198, section 4.
+    A block keeps about 34 numbers of two bytes a token and channel where all are in half precision, 17 of four in fp32,
+    and 20.5 of two under autocast, whose norms and sums stay in fp32; with checkpointing one. Attention maps (kept on a
+    CPU only), what is held for a moment, the pictures and FSDP's savings are left out.
+    Source of the count: Korthikanti et al. 2022, arXiv:2205.05198, section 4; that under autocast is counted, with
+    shapes alone, by tests/full/test_step_on_gpu.py.
     """
     from full_ijepa.vit import SIZES
 
@@ -108,7 +110,7 @@ def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = t
     tokens = math.prod(side // recipe.patch for side in recipe.sides)
     seen = tokens * (1 - recipe.hidden) if recipe.method == "mae" else 0.45 * tokens
     asked = tokens if recipe.method == "mae" or recipe.predictor_mode == "joint" else 4 * 0.65 * tokens
-    kept = 1 if recipe.checkpointing else 17
+    kept = 1 if recipe.checkpointing else 17 if dtype == torch.float32 else 20.5
     numbers = seen * width * depth * kept + asked * recipe.predictor_width * recipe.predictor_depth * kept
     return 4.0 * (parameters + 3 * trained) + dtype.itemsize * numbers * min(recipe.micro_batch, recipe.batch)
 

@@ -9,6 +9,7 @@ found.values, found.names
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -49,11 +50,13 @@ class Features:
     values   float32 on the CPU: pooled (S, D), or tokens (S, N, D), row by row of the grid
     names    (S,), a file each; numbers for pictures that came as an array
     skipped  files that could not be read, with the reason
+    encoder  `fingerprint` of who made them; "" where that is not known
     """
 
     values: Tensor
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    encoder: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,7 +71,8 @@ class Features:
         try:
             if path.suffix == ".npz":
                 with part.open("wb") as file:
-                    np.savez(file, values=self.values.numpy(), names=np.array(self.names, dtype=np.str_))
+                    names = np.array(self.names, dtype=np.str_)
+                    np.savez(file, values=self.values.numpy(), names=names, encoder=np.str_(self.encoder))
             else:
                 self.write_parquet(part)
             part.replace(path)
@@ -82,7 +86,9 @@ class Features:
         size = self.values[0].numel() if len(self) else 1
         flat = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(self.values.flatten().numpy()), size)
         shape = "x".join(map(str, self.values.shape[1:]))
-        table = pyarrow.table({"name": list(self.names), "values": flat}, metadata={"shape": shape})
+        table = pyarrow.table(
+            {"name": list(self.names), "values": flat}, metadata={"shape": shape, "encoder": self.encoder}
+        )
         parquet.write_table(table, path)
 
     @classmethod
@@ -92,13 +98,16 @@ class Features:
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as file:
-                    return cls(torch.from_numpy(file["values"]), tuple(file["names"].tolist()))
+                    encoder = str(file["encoder"]) if "encoder" in file else ""
+                    return cls(torch.from_numpy(file["values"]), tuple(file["names"].tolist()), encoder=encoder)
             from pyarrow import parquet
 
             table = parquet.read_table(path)
-            shape = tuple(map(int, table.schema.metadata[b"shape"].decode().split("x")))
+            said = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+            shape = tuple(map(int, said["shape"].split("x")))
             values = table.column("values").combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
-            return cls(torch.from_numpy(values).reshape(-1, *shape), tuple(table.column("name").to_pylist()))
+            names = tuple(table.column("name").to_pylist())
+            return cls(torch.from_numpy(values).reshape(-1, *shape), names, encoder=said.get("encoder", ""))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no features ({error}); expected a file that `embed` wrote") from error
 
@@ -106,9 +115,16 @@ class Features:
         """For each query (S, D): the names of the `count` nearest pictures and their cosines, best first.
 
         Features are centred on the mean of those that are searched: without that every cosine is close to 1.
-        Raises ValueError if there are not so many, or features are not pooled. Queries may be Features, too.
+        Queries may be Features, too. Raises ValueError if there are not so many, features are not pooled, or queries
+        are another encoder's.
         """
-        queries = queries.values if isinstance(queries, Features) else queries
+        if isinstance(queries, Features):
+            if self.encoder and queries.encoder and self.encoder != queries.encoder:
+                raise ValueError(
+                    f"encoder {self.encoder} made what is searched, encoder {queries.encoder} the queries: numbers of "
+                    "two encoders, or of one before and after more training, do not compare; embed both with one"
+                )
+            queries = queries.values
         if self.values.dim() != 2 or queries.shape[1:] != self.values.shape[1:]:
             raise ValueError(f"queries {tuple(queries.shape)} do not fit features {tuple(self.values.shape)}")
         if not 1 <= count <= len(self):
@@ -121,6 +137,14 @@ class Features:
             rows = zip(index.tolist(), cosine.tolist(), strict=True)
             found += [[(self.names[i], c) for i, c in zip(*row, strict=True)] for row in rows]
         return found
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Twelve hex digits that the same weights have, wherever they were loaded from."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def writable(path: Path | str) -> Path:
@@ -194,7 +218,7 @@ def array_of(pictures: np.ndarray | Tensor, encoder: Encoder) -> Tensor:
         low, high = found.amin().item(), found.amax().item()
         if not math.isfinite(low + high):
             raise ValueError("some numbers of these pictures are not finite")
-        if pixels.depth != "float32" and (low < 0 or high <= 1):
+        if pixels.depth != "float32" and (high <= 1 or (low < 0 and high < 10)):
             raise ValueError(
                 f"numbers from {low:g} to {high:g}: the encoder takes pictures as their files have them, "
                 f"{pixels.depth}; undo what was scaled (for 0 to 1: times {255 if pixels.depth == 'uint8' else 65535})"
@@ -278,7 +302,7 @@ def embed(
         reason = f"none of {count} pictures could be read; the first: {skipped[0]}" if skipped else "no pictures"
         raise DataError(reason)
     check_skipped(skipped, count, allow_skipped)
-    return Features(torch.cat(values), tuple(named), tuple(skipped))
+    return Features(torch.cat(values), tuple(named), tuple(skipped), fingerprint(encoder))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ KNOWN = (200, 120, 40)  # colour of the picture that a decoder must be able to r
 DARK = 16  # of 255: a picture of 16 bit that stays below has fewer bits in truth, and hardly any are left here
 TOO_DARK = (
     "pictures of 16 bit that use only their lowest values are nearly black in 8 bit; stretch them first, or put them "
-    "into a folder of their own: at full scale (full_ijepa) such a folder keeps its range, which is measured"
+    "into a folder of their own: at full scale such a folder keeps its range, which is measured"
 )
 # What the system says about one file; all else that it says (no memory, too many open files, a disk that fails) would
 # hit every file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_a_device_that_cannot_serve_is_said():
     ("depth", "change", "told"),
     [
         ("uint8", lambda x: x.float() / 255, "0 to 1.*times 255"),
-        ("uint8", lambda x: x.float() - 200, "as their files have them, uint8"),
+        ("uint8", lambda x: (x.float() - 127.5) / 63.75, "as their files have them, uint8"),
         ("uint8", lambda x: x.float().index_fill(0, torch.tensor([1]), torch.nan), "not finite"),
         ("uint8", lambda x: x.long(), "pictures of int64; the encoder knows uint8"),
         ("uint16", lambda x: x, "pictures of uint8; the encoder knows uint16"),
@@ -283,6 +284,18 @@ def test_an_encoder_may_be_named_and_features_asked_for(mixed, tmp_path):
     found, again = (embed(source, mixed, progress=False) for source in (encoder_of(), str(tmp_path)))
     torch.testing.assert_close(found.values, again.values)
     assert [near[0][0] for near in found.nearest(again, 1)] == list(found.names)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_features_of_two_encoders_do_not_compare(mixed, tmp_path, suffix):
+    """The file says whose they are; one of an older version, which does not, is searched as ever."""
+    found, other = (embed(encoder_of(seed=seed), mixed, progress=False) for seed in (3, 4))
+    found.write(tmp_path / f"x.{suffix}")
+    known = Features.read(tmp_path / f"x.{suffix}")
+    assert known.encoder == found.encoder != other.encoder
+    with pytest.raises(ValueError, match="do not compare; embed both with one"):
+        known.nearest(other)
+    assert replace(known, encoder="").nearest(other, 1)
 
 
 def test_too_many_broken_files_are_told_when_they_are_seen(mixed, tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torchvision.io import write_png
 
-from full_ijepa import checkpoint, loop, masking, methods, train
+from full_ijepa import checkpoint, cost, loop, masking, methods, train
 from full_ijepa.data import Resident
 from full_ijepa.distributed import World
 from full_ijepa.packing import fits_kernel
@@ -25,6 +26,7 @@ TINY = dict(encoder="toy", predictor_width=32, predictor_depth=2, predictor_head
 TINY |= dict(warmup_epochs=1.0, compile=False, parallel="ddp", precision="bf16", data="shapes", workers=0, clip=3.0)
 
 
+CARDS = dict(stl10_vitb16=24, stl10_vitb16_mae=24, stl10_vitb16_80gb=40)  # GB, as their first lines say
 MOST = dict(packed=75, groups=250)  # kernels a block of encoder and predictor: 1,350 for ViT-B and its predictor of six
 
 
@@ -188,6 +190,35 @@ def test_a_recipe_goes_forward_and_back_at_its_own_size(name):
     blocks = SIZES[recipe.encoder][1] + recipe.predictor_depth
     assert sum(seen.kernels.values()) <= MOST[recipe.contexts] * blocks
     assert [name for name, p in step.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def held(recipe: Recipe, micro: int) -> tuple[int, int, float]:
+    """Bytes of weights, gradients and Adam's state, and what backward keeps of a micro-batch; and cost's estimate."""
+    with torch.device("meta"):
+        method = methods.build(recipe.replace(compile=False))
+    drawn = masking.mapped(hollowed, method.draw(micro, seed=1, sizes=2, multiple=train.PACKED))
+    images = hollowed(torch.empty(micro, recipe.pixels.channels, *recipe.sides, device="meta"))
+    step, kept = methods.Step(hollow(method)), {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        storage = getattr(x, "data_on_cpu", x).untyped_storage()
+        kept[storage._cdata] = storage  # each once, however many views of it are kept
+        return x
+
+    with gpu(), torch.autocast("cuda", torch.bfloat16), saved_tensors_hooks(note, lambda x: x):
+        step(images, drawn)
+    every = sum(p.numel() for p in step.parameters())
+    trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
+    return 4 * (every + 3 * trained), sum(s.nbytes() for s in kept.values()), cost.memory(recipe, every, trained)
+
+
+@pytest.mark.parametrize("name", some(RECIPES, "stl10_vitb16"))
+def test_a_micro_batch_fits_the_card_it_is_meant_for(name):
+    """Shapes only, at the recipe's own size; a fifth of the card is left for what is held for a moment."""
+    recipe = RECIPES[name]
+    weights, kept, estimate = held(recipe, min(recipe.micro_batch, recipe.batch))
+    assert weights + kept < 0.8e9 * CARDS.get(name, 80 if name.startswith("imagenet") else 12)
+    assert estimate == pytest.approx(weights + kept, rel=0.12)  # what --dry-run says
 
 
 def test_kernels_are_chosen_where_there_is_a_gpu(recipe):
