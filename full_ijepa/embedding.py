@@ -192,7 +192,7 @@ def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path | P
         if root.is_file():
             return [root], [root.name]
         if not root.is_dir():
-            raise DataError(f"no folder {root}")
+            raise DataError(f"no folder {root.absolute()}")
         paths = [path for path, _ in files_below(root, SUFFIXES)]
         if not paths:
             raise DataError(f"no pictures in {root}: expected {', '.join(SUFFIXES)}")

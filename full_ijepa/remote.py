@@ -103,7 +103,7 @@ def listing(folder: str) -> list[str]:
     """Names in a folder. Raises DataError if there is none."""
     if not is_remote(folder):
         if not Path(folder).is_dir():
-            raise DataError(f"no folder {folder}; --data shards:PATH needs one that holds .tar files")
+            raise DataError(f"no folder {Path(folder).absolute()}; --data shards:PATH needs one that holds .tar files")
         return os.listdir(folder)
     try:
         files, path = system(folder)

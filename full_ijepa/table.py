@@ -82,7 +82,7 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """
     if not path.is_file():
         few = f"; for at most {path} labelled pictures say --most {path}" if str(path).isdigit() else ""
-        raise DataError(f"no table {path}: --labels takes a .csv, .tsv or .parquet file{few}")
+        raise DataError(f"no table {path.absolute()}: --labels takes a .csv, .tsv or .parquet file{few}")
     if path.suffix.lower() == ".parquet":
         return read_parquet(path)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):

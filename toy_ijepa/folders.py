@@ -125,7 +125,7 @@ def find_names(root: Path, split: str, suffixes: Sequence[str] = SUFFIXES) -> tu
     Raises DataError for a missing or empty folder, too few pictures, or a test class that training does not have.
     """
     if not root.is_dir():
-        raise DataError(f"no folder {root}: expected one that holds pictures")
+        raise DataError(f"no folder {root.absolute()}: expected one that holds pictures")
     if split not in SPLITS:
         raise DataError(f"a folder has no split {split!r}: choose from {', '.join(SPLITS)}")
     divided = (root / "train").is_dir()
