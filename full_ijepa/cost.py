@@ -98,9 +98,9 @@ def lengths_of(drawn: Drawn, patches: int, joint: bool) -> tuple[list[int], list
 def memory(recipe: Recipe, parameters: int, trained: int, dtype: torch.dtype = torch.bfloat16) -> float:
     """Bytes that a process needs, roughly: weights, gradients, Adam's two moments, and what backward keeps.
 
-    A block keeps about 34 numbers of two bytes a token and channel where all are in half precision, 17 of four in fp32,
-    and 20.5 of two under autocast, whose norms and sums stay in fp32; with checkpointing one. Attention maps (kept on a
-    CPU only), what is held for a moment, the pictures and FSDP's savings are left out.
+    A block keeps about 17 numbers a token and channel, and under autocast, whose norms and sums stay in fp32, as much
+    as 20.5 in half precision; with checkpointing one. Attention maps (kept on a CPU only), what is held for a moment,
+    the pictures and FSDP's savings are left out.
     Source of the count: Korthikanti et al. 2022, arXiv:2205.05198, section 4; that under autocast is counted, with
     shapes alone, by tests/full/test_step_on_gpu.py.
     """
