@@ -26,7 +26,7 @@ TINY = dict(encoder="toy", predictor_width=32, predictor_depth=2, predictor_head
 TINY |= dict(warmup_epochs=1.0, compile=False, parallel="ddp", precision="bf16", data="shapes", workers=0, clip=3.0)
 
 
-CARDS = dict(stl10_vitb16=24, stl10_vitb16_mae=24, stl10_vitb16_80gb=40)  # GB, as their first lines say
+CARDS = dict(stl10_vitb16=24, stl10_vitb16_mae=24, stl10_vitb16_80gb=40)  # GB, as they say; who names none, 12
 MOST = dict(packed=75, groups=250)  # kernels a block of encoder and predictor: 1,350 for ViT-B and its predictor of six
 
 
