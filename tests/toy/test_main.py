@@ -232,7 +232,7 @@ def test_a_run_is_never_overwritten(finished, small):
         (["--size", "tini"], "did you mean 'tiny'"),
         (["--image-size", "30", "--patch", "4"], "not a whole number of 4 px patches"),
         (["--image-size", "16", "--patch", "16"], "context patches on a 1x1 grid"),
-        (["--data", "folder:nowhere"], "no folder nowhere"),
+        (["--data", "folder:nowhere"], "/nowhere: expected one that holds pictures"),
         (["--labels", "5"], "too few"),
         (["--steps", "0"], "too short"),
         (["--minutes", "nan"], "too short"),
