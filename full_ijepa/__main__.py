@@ -89,20 +89,23 @@ def pack(
     shard_size: str = "100MB",
     side: int | None = None,
     allow_skipped: bool = False,
+    table: Table = NO_TABLE,
 ) -> int:
     """Put a folder's pictures into shards (tar files as WebDataset lays them out), to train on as shards:OUT.
 
     Args:
-        folder: of pictures; a table of labels does not go with it (pictures are divided as without one)
+        folder: of pictures
         out: a folder for the shards and their index
         shard_size: about how large a shard becomes
         side: bring pictures whose shorter side is longer to it, as JPEG of quality 95 (default: files as they are)
         allow_skipped: go on although more than one in twenty of the files cannot be read
+        table: of labels beside the pictures: those of its test part stay out of the shards, to be judged on where they
+            are (evaluate --data folder:FOLDER with the same table)
     """
     from full_ijepa import pack as packing
 
     root = Path(str(folder).removeprefix("folder:")).expanduser()
-    found = packing.pack(root, out.expanduser(), packing.bytes_of(shard_size), side, allow_skipped)
+    found = packing.pack(root, out.expanduser(), packing.bytes_of(shard_size), side, allow_skipped, table)
     for line in found.skipped:
         print(f"warning: skipped {line}", file=sys.stderr)
     told = ", ".join(f"{count:,} {part}" for part, count in found.parts.items())

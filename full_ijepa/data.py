@@ -170,29 +170,32 @@ def folder_of(name: str) -> Path:
     )
 
 
-def members(name: str, part: str) -> tuple[Shards | Hub, list[str], tuple[str, ...]]:
-    """Pictures of "shards:..." or "hf:...", the class of each ("" for none), and the classes of the training part.
+def members(name: str, part: str, room: float = 20e9) -> tuple[Shards | Hub, Tensor, tuple[str, ...]]:
+    """Pictures of "shards:..." or "hf:...", the class of each (S,), and the names of the training part's classes.
 
+    -1 for a picture without a class, or of one that the training part does not have.
+    room  bytes that remote shards may take here
     Raises DataError if there are none.
     """
 
     def those_of(part: str) -> Shards | Hub:
-        return Shards(places(name, part), together=1) if name.startswith("shards:") else Hub(name, part)
+        return Shards(places(name, part), 1, room) if name.startswith("shards:") else Hub(name, part)
 
     found = those_of(part)
-    numbers = found.labels(range(len(found))).tolist()
+    truth = found.labels(range(len(found)))
     if isinstance(found, Shards) and (broken := found.broken):
         raise DataError(
             f"{len(broken)} of {len(found.places)} shards to judge on cannot be read: mend or leave them out. The "
             f"first: {next(iter(broken.values()))}"
         )
-    called = found.classes or tuple(map(str, range(max(numbers, default=-1) + 1)))
-    classes = found.classes
-    if not classes:
-        training = found if part == "train" else those_of("train")
-        known = set(training.labels(range(len(training))).tolist()) - {-1}
-        classes = tuple(map(str, sorted(known)))
-    return found, [called[number] if number >= 0 else "" for number in numbers], classes
+    if found.classes:
+        return found, truth.where(truth < len(found.classes), -1), found.classes
+    training = found if part == "train" else those_of("train")
+    known = training.labels(range(len(training))).unique() if training is not found else truth.unique()
+    known = known[known >= 0]
+    number = torch.searchsorted(known, truth)
+    there = torch.isin(truth, known)
+    return found, number.where(there, -1), tuple(map(str, known.tolist()))
 
 
 def common_size(

@@ -86,6 +86,24 @@ class Place:
         return self.pictures[self.number]
 
 
+class Places(Sequence[Place]):
+    """Pictures of a set by their numbers (S,), all of them if none are given: eight bytes each."""
+
+    def __init__(self, pictures: Sequence[Picture], numbers: np.ndarray | None = None) -> None:
+        self.pictures = pictures
+        self.numbers = np.arange(len(pictures)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> Place:
+        return Place(self.pictures, int(self.numbers[number]))
+
+    def take(self, part: slice | np.ndarray) -> Places:
+        """Some of them: a range, or those of the numbers (B,)."""
+        return Places(self.pictures, self.numbers[part])
+
+
 class UnreadableError(ValueError):
     """A picture, or a shard with `pictures` of them, that cannot be had; `beyond` is the number of what replaces it."""
 

@@ -23,14 +23,16 @@ from tqdm.auto import tqdm
 
 from full_ijepa import labels
 from full_ijepa.data import SCHEMES, SMALL, folder_of, members
-from full_ijepa.evaluate.pictures import split_files
+from full_ijepa.evaluate.pictures import split_names
 from full_ijepa.formats import SUFFIXES, Kind, Picture, Place, Stack
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
+from full_ijepa.remote import is_remote
+from full_ijepa.shards import places
 from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.twins import OUTLINE, Twin, outline, twins
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
-from toy_ijepa.folders import LOOKS, files_below, find
+from toy_ijepa.folders import LOOKS, class_of, files_below, find
 
 OPENED = 10_000  # pictures opened; all others are only counted
 SAMPLE = 1_000_000  # values of a channel that histogram and percentiles are made of
@@ -175,7 +177,8 @@ def look(data: str, most: int = OPENED, stack: Stack = "channels", table: Table 
             notes.append(said)
         else:
             try:
-                files["test"] = split_files(root, "test")[0]
+                base, names, _ = split_names(root, "test")
+                files["test"] = [(base / name, class_of(name)) for name in names]
             except DataError as error:
                 notes.append(f"no test split: {error}")
         if not table and not (root / "train").is_dir() and "test" in files:
@@ -230,23 +233,23 @@ def tensors(data: str) -> dict[str, Part]:
 
 def inside(data: str, stack: Stack, notes: list[str]) -> tuple[Pixels, Counter[tuple[int, str]], dict[str, Part]]:
     """Pixels, kinds and splits of shards or of a table. Raises DataError for shards that are elsewhere."""
-    found = {"train": members(data, "train")}
-    if getattr(found["train"][0], "remote", False):
+    if data.startswith("shards:") and any(map(is_remote, places(data))):
         raise DataError(f"a look opens pictures here and there: fetch some of the shards, then look at those ({data})")
+    found = {"train": members(data, "train")}
     try:
         found["test"] = members(data, "test")
     except DataError as error:
         notes.append(f"no test split: {error}")
     pixels, kinds = made_of(found["train"][0], stack, notes)
     parts = {}
-    for name, (pictures, called, _) in found.items():
+    for name, (pictures, truth, classes) in found.items():
         names = [pictures.name(number) for number in range(len(pictures))]
 
         def read(number: int, pictures=pictures, names=names) -> np.ndarray | str:
             values = pixels.read_fitted(Place(pictures, number), None)
             return values.removeprefix(f"{names[number]}: ") if isinstance(values, str) else values
 
-        parts[name] = Part(names, called, read)
+        parts[name] = Part(names, [classes[label] if label >= 0 else "" for label in truth.tolist()], read)
     return pixels, kinds, parts
 
 

@@ -44,6 +44,12 @@ class Names(Sequence[Path]):
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(root, np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """`text` and `ends` of those that count."""
+        if self.chosen is not None:
+            return Names.of(self.root, map(self.name, range(len(self)))).tensors()
+        return dict(text=torch.from_numpy(self.text.copy()), ends=torch.from_numpy(self.ends))
+
     def __len__(self) -> int:
         return len(self.ends if self.chosen is None else self.chosen)
 
@@ -113,13 +119,6 @@ def check_alike(here: World, found: bytes | np.ndarray, where: Path | str) -> No
 
 def shared_names(here: World, root: Path, make: Callable[[], Names]) -> Names:
     """Names that one process of each machine lists. Raises DataError if machines find different ones."""
-
-    def tensors() -> dict[str, Tensor]:
-        found = make()
-        if found.chosen is not None:
-            found = Names.of(found.root, (found.name(i) for i in range(len(found))))
-        return dict(text=torch.from_numpy(found.text.copy()), ends=torch.from_numpy(found.ends))
-
-    found = {name: value.numpy() for name, value in once(here, tensors).items()}
+    found = {name: value.numpy() for name, value in once(here, lambda: make().tensors()).items()}
     check_alike(here, found["text"], root)
     return Names(root, found["text"], found["ends"])

@@ -8,6 +8,7 @@ with its SHA-256. A shard is written whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -15,19 +16,23 @@ import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from full_ijepa.data import training_files
 from full_ijepa.formats import SUFFIXES, describe, read_values
 from full_ijepa.names import Names
 from full_ijepa.order import mix, shuffled
+from full_ijepa.recipes.base import Recipe
 from full_ijepa.remote import checksum
 from full_ijepa.shards import index_of
-from full_ijepa.tars import INDEX
+from full_ijepa.table import NO_TABLE, Table
+from full_ijepa.tars import INDEX, TABLE, read_table
 from toy_ijepa.decoding import DataError, blame, read_pixels
 from toy_ijepa.folders import check_skipped, class_of, classes_below, find_names
 
@@ -54,17 +59,26 @@ def bytes_of(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def pack(root: Path, out: Path, shard_size: float = 100e6, side: int | None = None, allow: bool = False) -> Packed:
+def pack(
+    root: Path,
+    out: Path,
+    shard_size: float = 100e6,
+    side: int | None = None,
+    allow: bool = False,
+    table: Table = NO_TABLE,
+) -> Packed:
     """Write OUT/train-000000.tar ..., OUT/test-000000.tar ... and OUT/index.json.
 
     side   pictures whose shorter side is longer are brought to it, as JPEG; None leaves every file as it is
     allow  go on although more than one in twenty of the files cannot be read
+    table  of labels: only pictures to train on are packed, without classes; those of its test part are left out, to be
+           judged on where they are
     Raises DataError (a ValueError) if OUT has shards already, pictures cannot be had, or those to be made smaller are
     no 8-bit colour.
     """
     if list(out.glob("*.tar")) or (out / INDEX).exists():
         raise DataError(f"{out} holds shards already; choose another folder")
-    parts, classes = parts_of(root)
+    parts, classes = parts_of(root) if not table else ({"train": training_files(tabled(root, table))}, [])
     out.mkdir(parents=True, exist_ok=True)
     shards, skipped = {}, []
     for part, names in parts.items():
@@ -76,10 +90,16 @@ def pack(root: Path, out: Path, shard_size: float = 100e6, side: int | None = No
     if not any(said["pictures"] for said in shards.values()):
         raise DataError(f"none of {total} pictures could be read; the first: {skipped[0]}")
     target = out / f"{INDEX}.part"
-    target.write_text(json.dumps(dict(classes=classes, shards=shards), indent=1) + "\n")
+    told = dict(classes=classes, source=mark_of(root), shards=shards)
+    target.write_text(json.dumps(told, indent=1) + "\n")
     target.replace(out / INDEX)
     counts = {p: sum(said["pictures"] for name, said in shards.items() if name.startswith(f"{p}-")) for p in parts}
     return Packed(counts, len(shards), sum(said["bytes"] for said in shards.values()), tuple(skipped))
+
+
+def tabled(root: Path, table: Table) -> Recipe:
+    """A run on a folder with a table of labels beside it."""
+    return Recipe(data=f"folder:{root}", **asdict(table))
 
 
 def parts_of(root: Path) -> tuple[dict[str, Names], list[str]]:
@@ -112,12 +132,23 @@ def samples(
                     skipped.append(found)
                     continue
                 suffix, data = found
-                # WebDataset cuts names at the first dot; a number keeps those apart that differ in what is left out.
-                stem = re.sub(r"[^\w-]+", "_", names.name(n).rpartition(".")[0])
-                members = {suffix.removeprefix("."): data}
-                if label := class_of(names.name(n)):
+                members, label = {suffix.removeprefix("."): data}, class_of(names.name(n))
+                if label in number:
                     members["cls"] = str(number[label]).encode()
-                yield f"{place:09}-{stem}", members
+                yield f"{place:09}-{stem_of(names.name(n))}", members
+
+
+def stem_of(name: str) -> str:
+    """What a sample is called after its number, from its file's name below the folder.
+
+    WebDataset cuts names at the first dot; the number keeps those apart that differ in what is left out.
+    """
+    return re.sub(r"[^\w-]+", "_", name.rpartition(".")[0])
+
+
+def mark_of(root: Path) -> str:
+    """Says in an index which folder was packed, to who knows the folder, and to nobody else."""
+    return hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:12]
 
 
 def encoded(path: Path, side: int | None) -> tuple[str, bytes] | str:
@@ -160,7 +191,8 @@ def write_part(
                 used += add(tar, *first)
                 pictures += 1
                 first = next(waiting, None) if used < shard_size else None
-        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, sha256=checksum(target))
+        save_file(read_table(target).tensors(), out / f"{name}{TABLE}")
+        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, sha256=checksum(target), table=True)
         target.replace(out / name)
     return found
 

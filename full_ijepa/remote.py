@@ -78,17 +78,17 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
     raise AssertionError("the last attempt returns or raises")
 
 
-def text(place: str) -> str | None:
-    """A small text file, None if there is none. Raises DataError if its server does not answer.
+def small(place: str) -> bytes | None:
+    """All of a small file, None if there is none. Raises DataError if its server does not answer.
 
     Object stores forbid to read what is not there to those who may not list a folder: that is none, with a warning.
     """
     if not is_remote(place):
         path = Path(place)
-        return path.read_text() if path.is_file() else None
+        return path.read_bytes() if path.is_file() else None
     try:
         files, path = system(place)
-        return patiently(place, lambda: files.cat_file(path)).decode()
+        return patiently(place, lambda: files.cat_file(path))
     except RemoteError as error:
         cause = error.__cause__
         if isinstance(cause, PermissionError) or getattr(cause, "status", 0) == 403:

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from full_ijepa import remote
 from full_ijepa.formats import Blob, UnreadableError
 from full_ijepa.order import Micro, ShardOrder, shuffled
-from full_ijepa.tars import INDEX, BrokenShardError, Table, kept_table
+from full_ijepa.tars import INDEX, TABLE, BrokenShardError, Table, kept_table, read_table, told_table
 from toy_ijepa.decoding import DataError, blame
 from toy_ijepa.folders import LOOKS, cache_root
 
@@ -101,7 +101,7 @@ def index_of(folder: str) -> dict:
     Raises DataError if it is something else.
     """
     place = f"{folder.rstrip('/')}/{INDEX}"
-    text = remote.text(place)
+    text = remote.small(place)
     try:
         found = {} if text is None else json.loads(text)
         return dict(found, shards=dict(found["shards"]), classes=tuple(found.get("classes", ()))) if found else {}
@@ -155,8 +155,7 @@ class Shards(Sequence[Blob]):
             return [int(self.known(shard)["pictures"]) for shard in range(len(self.places))]
         told = f"no {INDEX}: counting the pictures of {len(self.places)} shards, once"
         counts, lost = [], []
-        # TRAP: of more shards at a time than have room, some would go again before they are gone through.
-        pool = ThreadPoolExecutor(max(1, min(FETCHING, int(self.room // max(self.largest, 1)))) if self.fetched else 1)
+        pool = ThreadPoolExecutor(self.abreast)
         try:
             waiting = [pool.submit(self.counted, shard) for shard in range(len(self.places))]
             for each in tqdm(waiting, told, bar_format=LOOKS, delay=2.0):
@@ -181,9 +180,29 @@ class Shards(Sequence[Blob]):
         return rows(self.places[shard])
 
     @cached_property
+    def abreast(self) -> int:
+        """Shards gone through at a time.
+
+        TRAP: of more than have room, some would go again before they are gone through.
+        """
+        return max(1, min(FETCHING, int(self.room // max(self.largest, 1)))) if self.fetched else 1
+
+    @cached_property
     def largest(self) -> int:
         """Bytes of the largest of the first shards that are fetched."""
         return max(self.known(s).get("bytes") or remote.size(self.places[s]) for s in range(min(len(self.places), 8)))
+
+    def check_all_fit(self) -> None:
+        """Raise DataError if shards would be fetched again and again by who draws pictures from all of them."""
+        if not self.fetched:
+            return
+        total = sum(self.known(shard).get("bytes") or self.largest for shard in range(len(self.places)))
+        if total > self.room:
+            raise DataError(
+                f"these pictures are drawn in random order from {len(self.places)} shards, {total / 1e9:.1f} GB, and "
+                f"shard_room is {self.room / 1e9:g}: copy the shards to this machine and name their folder, or choose "
+                "protocols that go through them in order (knn, linear, lowshot)"
+            )
 
     def check_room(self) -> None:
         """Raise DataError if the shards that two groups need do not fit into `room`."""
@@ -239,13 +258,25 @@ class Shards(Sequence[Blob]):
         asked = np.asarray(numbers, dtype=np.int64)
         which = np.searchsorted(self.order.starts, asked, side="right") - 1
         found = np.full(len(asked), -1, dtype=np.int64)
-        for shard in np.unique(which).tolist():
-            here = which == shard
-            try:
-                found[here] = self.table(shard).labels[asked[here] - self.order.starts[shard]]
-            except BrokenShardError as error:
-                self.broken[shard] = str(error)
+        shards, firsts = np.unique(which, return_index=True)
+        in_order = bool((np.diff(which) >= 0).all())  # as when all are asked for: no search a shard
+        ends = [*firsts[1:].tolist(), len(asked)]
+        with ThreadPoolExecutor(self.abreast) as pool:
+            for shard, first, end, truth in zip(
+                shards, firsts, ends, pool.map(self.truth, shards.tolist()), strict=True
+            ):
+                if truth is not None:
+                    here = slice(first, end) if in_order else which == shard
+                    found[here] = truth[asked[here] - self.order.starts[shard]]
         return torch.from_numpy(found)
+
+    def truth(self, shard: int) -> np.ndarray | None:
+        """Classes of a shard's pictures; None if it cannot be read."""
+        try:
+            return self.table(shard).labels
+        except BrokenShardError as error:
+            self.broken[shard] = str(error)
+            return None
 
     def name(self, number: int) -> str:
         """Where a picture lies; its number, if its shard is broken."""
@@ -297,9 +328,16 @@ class Shards(Sequence[Blob]):
                 return self.tables[shard]
         place, said = self.places[shard], self.known(shard)
         pictures = self.order.counts[shard] if place.endswith(".parquet") else said.get("pictures")
-        fetch = partial(self.local, shard) if self.is_fetched(place) else None
-        made = kept_table(place if fetch else Path(place), self.cache, pictures, said.get("sha256"), fetch)
+        elsewhere = partial(self.table_of, shard) if self.is_fetched(place) else None
+        made = kept_table(place if elsewhere else Path(place), self.cache, pictures, said.get("sha256"), elsewhere)
         return self.keep(self.tables, shard, made)
+
+    def table_of(self, shard: int) -> Table:
+        """The table that lies beside a shard that is elsewhere, else made of the shard, which is fetched for it."""
+        place, said = self.places[shard], self.known(shard)
+        if said.get("table") and (data := remote.small(f"{place}{TABLE}")) is not None:
+            return told_table(data, said["bytes"], f"{place}{TABLE}")
+        return read_table(self.local(shard))
 
     def keep(self, shelf: OrderedDict[int, T], shard: int, made: T) -> T:
         """Put on a shelf, from which the one used longest ago goes."""

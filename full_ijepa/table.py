@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,14 @@ class Table:
 
 
 NO_TABLE = Table()
+
+
+def flags(table: Table) -> str:
+    """A table as the flags that name it: a division may depend on each."""
+    said = {name.replace("_", "-"): value for name, value in asdict(table).items() if value not in ("", (), "auto")}
+    return shlex.join(
+        word for name, v in said.items() for word in (f"--{name}", *(v if isinstance(v, tuple) else (v,)))
+    )
 
 
 @dataclass(frozen=True)

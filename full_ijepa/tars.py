@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import load, save_file
 
 from full_ijepa.formats import SUFFIXES
 from full_ijepa.remote import checksum
 from toy_ijepa.decoding import blame
 
 INDEX = "index.json"  # beside shards: what `pack` says of them
+TABLE = ".table"  # beside a shard, after its name: where its pictures lie, and their classes
 LABELS = ("cls", "label", "class")  # keys of a class in .json
 
 
@@ -47,23 +47,34 @@ class Table:
     def __len__(self) -> int:
         return len(self.names)
 
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a file of it holds."""
+        names = np.frombuffer("\n".join(self.names).encode(), dtype=np.uint8).copy()
+        return dict(names=names, starts=self.starts, sizes=self.sizes, labels=self.labels)
+
+    @classmethod
+    def of(cls, tensors: dict[str, np.ndarray], size: int) -> Table:
+        """From what `tensors` returned. Raises KeyError or UnicodeDecodeError for anything else."""
+        names = tensors["names"].tobytes().decode()
+        return cls(names.split("\n") if names else [], *(tensors[n] for n in ("starts", "sizes", "labels")), size)
+
 
 def kept_table(
     place: Path | str,
     cache: Path,
     pictures: int | None = None,
     sha256: str | None = None,
-    fetch: Callable[[], Path] | None = None,
+    elsewhere: Callable[[], Table] | None = None,
 ) -> Table:
     """The table of a shard from the cache folder, else made anew.
 
-    place     a file, whose table serves as long as its size and time are the same; or, with `fetch`, an address
-    pictures  that it holds, and its checksum, if they are known; of a file the checksum is compared here
-    fetch     brings the shard behind an address, which is not asked for where its table is there
+    place      a file, whose table serves as long as its size and time are the same; or, with `elsewhere`, an address
+    pictures   that it holds, and its checksum, if they are known; of a file the checksum is compared here
+    elsewhere  makes the table of what is behind an address, which is not asked for where its table is there
     Raises BrokenShardError if the shard is cut short or is not what was promised.
     """
     name, mark = str(place), f"v3 {sha256 or ''}"
-    if not fetch:
+    if not elsewhere:
         try:
             name, stat = str(place.resolve()), place.stat()
         except OSError as error:
@@ -73,24 +84,16 @@ def kept_table(
     try:
         with safe_open(kept, "np") as found:
             if (found.metadata() or {}).get("mark") == mark:
-                names = found.get_tensor("names").tobytes().decode().split("\n")
-                columns = (found.get_tensor(n) for n in ("starts", "sizes", "labels"))
-                made = Table(names, *columns, int(found.metadata()["size"]))
+                made = Table.of({n: found.get_tensor(n) for n in found.keys()}, int(found.metadata()["size"]))  # noqa: SIM118
                 return counted(made, place, pictures)
     except (OSError, SafetensorError, UnicodeDecodeError):
         pass  # none yet
-    made = counted(read_table(fetch() if fetch else whole(place, sha256)), place, pictures)
+    made = counted(elsewhere() if elsewhere else read_table(whole(place, sha256)), place, pictures)
     if len(made):
-        names = np.frombuffer("\n".join(made.names).encode(), dtype=np.uint8).copy()
-        tensors = dict(names=names, starts=made.starts, sizes=made.sizes, labels=made.labels)
         part = kept.with_suffix(f".{os.getpid()}.part")
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {k: torch.from_numpy(v) for k, v in tensors.items()},
-                part,
-                metadata=dict(mark=mark, size=str(made.size)),
-            )
+            save_file(made.tensors(), part, metadata=dict(mark=mark, size=str(made.size)))
             part.replace(kept)
         except (OSError, SafetensorError) as error:
             part.unlink(missing_ok=True)
@@ -102,6 +105,14 @@ def counted(table: Table, place: Path | str, pictures: int | None) -> Table:
     if pictures is not None and len(table) != pictures:
         raise BrokenShardError(f"{place} holds {len(table)} pictures, {pictures} were promised")
     return table
+
+
+def told_table(data: bytes, size: int, place: str) -> Table:
+    """The table that lies beside a shard of so many bytes. Raises BrokenShardError if it is none."""
+    try:
+        return Table.of(load(data), size)
+    except (SafetensorError, KeyError, UnicodeDecodeError) as error:
+        raise BrokenShardError(f"{place} is no table of a shard ({error}): remove it, or pack anew") from error
 
 
 def whole(file: Path, sha256: str | None) -> Path:

@@ -99,11 +99,6 @@ def classes_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
     return found
 
 
-def pictures_below(base: Path, suffixes: Sequence[str] = SUFFIXES) -> list[tuple[Path, str]]:
-    """As `files_below`, the first sub-folder being the class. Raises DataError as `classes_below`."""
-    return [(base / name, class_of(name)) for name in classes_below(base, suffixes)]
-
-
 def leads_back(folder: Path, way: set[str]) -> bool:
     """Whether a folder is a link to one of those on the way to it, so that following it would never end."""
     return folder.is_symlink() and str(folder.resolve()) in way

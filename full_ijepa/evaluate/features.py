@@ -172,6 +172,7 @@ class Streamed:
     """A set whose pictures are too many to keep: read, and what is made of them made, when they are asked for."""
 
     def __init__(self, data: Labelled, make: Make | None = None) -> None:
+        data.check_any_order()
         self.data, self.make = data, make
 
     def __len__(self) -> int:

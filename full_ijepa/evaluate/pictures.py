@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,23 +21,41 @@ import torch
 from torch import Tensor
 
 from full_ijepa import labels
-from full_ijepa.data import SCHEMES, SMALL, folder_of, members
+from full_ijepa.data import ALONE, SCHEMES, SMALL, folder_of, members
+from full_ijepa.distributed import World
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
-from full_ijepa.formats import SUFFIXES, Place
+from full_ijepa.formats import SUFFIXES, Places
+from full_ijepa.names import Names, check_alike, once
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, fit
+from full_ijepa.shards import Shards
 from full_ijepa.table import NO_TABLE, Table
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, ImageSet, find, pictures_below
+from toy_ijepa.folders import DataError, ImageSet, class_of, classes_below, find_names, listed
 from toy_ijepa.recipe import lookup
 
 CHUNK = 125  # pictures read, resized or encoded at a time
+NAMING = 60.0  # s to read on after a picture that is broken, so that others are named with it
 THREADS = 16  # at most so many read ahead, and as many chunks wait in memory
 
 Part, Done = TypeVar("Part"), TypeVar("Done")
 
 
+class BrokenPicturesError(DataError):
+    """Labelled pictures that cannot be read, each with the reason."""
+
+    def __init__(self, broken: list[str]) -> None:
+        super().__init__(
+            f"{len(broken)} of the labelled pictures cannot be read: {listed(broken)}. Mend them, or move them away "
+            "and take their rows out of a table of labels"
+        )
+        self.broken = broken
+
+
 def ahead(work: Callable[[Part], Done], parts: Iterable[Part]) -> Iterator[Done]:
-    """work(part) of each part, in order, done by threads while the caller is busy with those before."""
+    """work(part) of each part, in order, done by threads while the caller is busy with those before.
+
+    Raises what `work` raises; where that is of broken pictures, it reads on for a while, to name them all at once.
+    """
     count, rest = min(os.cpu_count() or 1, THREADS), iter(parts)
     pool = ThreadPoolExecutor(count)
     try:
@@ -45,6 +64,17 @@ def ahead(work: Callable[[Part], Done], parts: Iterable[Part]) -> Iterator[Done]
             done = waiting.popleft().result()
             waiting.extend(pool.submit(work, part) for part in islice(rest, 1))
             yield done
+    except BrokenPicturesError as error:
+        broken, end = dict.fromkeys(error.broken), time.monotonic() + NAMING
+        while time.monotonic() < end:
+            waiting.extend(pool.submit(work, part) for part in islice(rest, 1))
+            if not waiting:
+                break
+            try:
+                waiting.popleft().result()
+            except BrokenPicturesError as more:
+                broken |= dict.fromkeys(more.broken)
+        raise BrokenPicturesError(list(broken)) from None
     finally:  # whoever stops early, or an error, leaves nothing running
         pool.shutdown(cancel_futures=True)
 
@@ -58,7 +88,7 @@ class Labelled:
     groups   number of each picture's patient, slide ... (S,), None where there are none
     """
 
-    source: ImageSet | Pictures | list[tuple[Path | Place, str]]
+    source: ImageSet | Pictures | Places
     labels: Tensor
     classes: tuple[str, ...]
     image_size: int | tuple[int, int]
@@ -81,24 +111,24 @@ class Labelled:
     def take(self, part: slice | Tensor) -> Tensor:
         """Some of the pictures (B, C, H, W) in their own units: a range of them, or those of the numbers (B,).
 
-        Raises DataError, with the name of the file, if one cannot be read.
+        Raises BrokenPicturesError if some cannot be read.
         """
         if isinstance(self.source, ImageSet):
             return fit(self.source.images[part], self.sides)
         if isinstance(self.source, Pictures):
             return self.source[part].at(self.sides)
-        files = self.source[part] if isinstance(part, slice) else [self.source[i] for i in part.tolist()]
-        found = [self.pixels.read_fitted(path, self.sides) for path, _ in files]
-        for array in found:
-            if isinstance(array, str):
-                raise DataError(
-                    f"a labelled picture cannot be read ({array}); mend it, or move it away and take its row out of a "
-                    "table of labels"
-                )
-        empty = np.empty(
-            (0, self.pixels.channels, *self.sides), self.pixels.depth
-        )  # of a batch with fewer than processes
+        files = self.source.take(part if isinstance(part, slice) else part.numpy())
+        found = [self.pixels.read_fitted(place, self.sides) for place in files]
+        if broken := [array for array in found if isinstance(array, str)]:
+            raise BrokenPicturesError(broken)
+        # A batch with fewer pictures than processes leaves some with none.
+        empty = np.empty((0, self.pixels.channels, *self.sides), self.pixels.depth)
         return torch.from_numpy(np.stack(found) if found else empty)
+
+    def check_any_order(self) -> None:
+        """Raise DataError if they can only be had in order: shards that are elsewhere and do not fit here."""
+        if isinstance(self.source, Places) and isinstance(self.source.pictures, Shards):
+            self.source.pictures.check_all_fit()
 
     def chunks(self) -> Iterator[Tensor]:
         """Pictures (<= CHUNK, C, H, W) in order, in their own units, read ahead."""
@@ -119,7 +149,7 @@ class Labelled:
         elif isinstance(self.source, Pictures):
             source = self.source[index]
         else:
-            source = [self.source[i] for i in index.tolist()]
+            source = self.source.take(index.numpy())
         groups = None if self.groups is None else self.groups[index]
         return replace(self, source=source, labels=self.labels[index], groups=groups)
 
@@ -132,10 +162,14 @@ def labelled(
     seed: int = 0,
     pixels: Pixels = PHOTOGRAPHS,
     table: Table = NO_TABLE,
+    room: float = 20e9,
+    here: World = ALONE,
 ) -> Labelled:
     """A labelled split of a set by name, at most `most` pictures of it drawn at random, as an encoder sees them.
 
     table  of labels beside the pictures of a folder; without one its sub-folders are the classes
+    room   bytes that remote shards may take here
+    here   every process of it has to call this: folders are listed once on each machine
     Raises DataError (a ValueError) if it cannot be had, has fewer than two classes or other channels than the encoder,
     or the table has mistakes.
     """
@@ -146,44 +180,64 @@ def labelled(
             raise DataError(f"a table of labels goes with a folder of pictures (folder:PATH), not with {name!r}")
         found = labels.read(table, folder_of(name))
         part = {"train": found.train, "test": found.test}[split]
-        whole = Labelled([(path, "") for path in part.files], part.labels, found.names, image_size, pixels, part.groups)
+        whole = Labelled(Places(part.files), part.labels, found.names, image_size, pixels, part.groups)
     elif name in SMALL:
-        found = toy.load(name, split, max(both(image_size)) if name == "shapes" else None)
+        with here.leader_first():  # downloads
+            found = toy.load(name, split, max(both(image_size)) if name == "shapes" else None)
         whole = Labelled(found, found.labels, found.classes, image_size, pixels)
     elif name in SETS:
-        whole = Labelled(*fetch(name, split), image_size, pixels)
+        with here.leader_first():
+            found = fetch(name, split)
+        whole = Labelled(*found, image_size, pixels)
     else:
         if name != "imagenet" and not name.startswith(SCHEMES):
             known = (*SMALL, "imagenet", "folder:PATH", "shards:FOLDER", "hf:PATH_OR_NAME", *SETS)
             lookup(dict.fromkeys(known), name, "data set")  # raises
-        files, classes = (
-            members_of(name, split) if name.startswith(SCHEMES[1:]) else split_files(folder_of(name), split)
-        )
-        number = {name: i for i, name in enumerate(classes)} | {"": -1}
-        odd = [path for path, label in files if number.get(label, -1) < 0] if len(classes) > 1 else []
+        if name.startswith(SCHEMES[1:]):
+            with here.leader_first():  # tables are kept by the first
+                found, truth, classes = members(name, split, room)
+        else:
+            found, truth, classes = split_files(folder_of(name), split, here)
+        odd = (truth < 0).nonzero()[:, 0].tolist() if len(classes) > 1 else []
         if odd:
-            raise DataError(f"{odd[0]} lies in no class folder that training has; {len(odd)} such pictures in {split}")
-        whole = Labelled(files, torch.tensor([number[label] for _, label in files]), classes, image_size, pixels)
+            where = found[odd[0]] if isinstance(found, Names) else found.name(odd[0])
+            raise DataError(f"{where} lies in no class that training has; {len(odd)} such pictures in {split}")
+        whole = Labelled(Places(found), truth, classes, image_size, pixels)
     if not table and len(whole.classes) < 2:
         raise DataError(
             f"{name} has no classes: judge it by at least two class folders, or by a table of labels (--labels)"
         )
-    if isinstance(whole.source, list) and not pixels.photographs:
-        compare([path for path, _ in whole.source], pixels)
+    if isinstance(whole.source, Places) and not pixels.photographs:
+        compare(whole.source.pictures, pixels)
     if most is None or most >= len(whole):
         return whole
-    return whole.some(torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most])
+    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most]
+    in_shards = isinstance(whole.source, Places) and isinstance(whole.source.pictures, Shards)
+    return whole.some(chosen.sort().values if in_shards else chosen)  # one shard after another
 
 
-def members_of(name: str, split: str) -> tuple[list[tuple[Place, str]], tuple[str, ...]]:
-    """Pictures of shards or of a table with their classes."""
-    found, called, classes = members(name, split)
-    return [(Place(found, number), label) for number, label in enumerate(called)], classes
+def split_files(root: Path, split: str, here: World = ALONE) -> tuple[Names, Tensor, tuple[str, ...]]:
+    """Files of a folder's split, the class of each (S,), -1 for none, and the names of the classes."""
+
+    def listed() -> dict[str, Tensor]:
+        base, names, classes = split_names(root, split)
+        number = {name: i for i, name in enumerate(classes)}
+        truth = torch.tensor([number.get(class_of(name), -1) for name in names])
+        said = Names.of(base, [os.path.relpath(base, root), *classes]).tensors()
+        return Names.of(base, names).tensors() | dict(truth=truth, said=said["text"], where=said["ends"])
+
+    found = once(here, listed)
+    text, ends, said, where = (found[name].numpy() for name in ("text", "ends", "said", "where"))
+    check_alike(here, text, root)
+    base, *classes = map(str, Names(Path(), said, where))
+    return Names(root / base, text, ends), found["truth"], tuple(classes)
 
 
-def split_files(root: Path, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
-    """Files of a split with their classes; ImageNet calls its test part `val`."""
+def split_names(root: Path, split: str) -> tuple[Path, list[str], tuple[str, ...]]:
+    """As `find_names`; ImageNet calls its test part `val`."""
     if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
-        _, classes = find(root, "train", SUFFIXES)
-        return pictures_below(root / "val", SUFFIXES), classes
-    return find(root, split, SUFFIXES)
+        _, _, classes = find_names(root, "train", SUFFIXES)
+        if found := classes_below(root / "val", SUFFIXES):
+            return root / "val", found, classes
+        raise DataError(f"no pictures in {root / 'val'}: expected {', '.join(SUFFIXES)}, in one folder a class")
+    return find_names(root, split, SUFFIXES)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -18,9 +16,10 @@ import torch
 from torch import Tensor
 
 from full_ijepa import checkpoint, labels, methods, metrics
-from full_ijepa.data import ALONE, folder_of, training_files
+from full_ijepa.data import ALONE, folder_of
 from full_ijepa.distributed import World, world
 from full_ijepa.evaluate import protocols as known
+from full_ijepa.evaluate.leaks import seen_before
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.protocols import PROTOCOLS, Subject
 from full_ijepa.evaluate.tables import suffix_of
@@ -29,7 +28,6 @@ from full_ijepa.machine import pick
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.vit import Encoder, build_encoder
-from toy_ijepa.decoding import DataError
 from toy_ijepa.recipe import lookup
 
 
@@ -90,10 +88,9 @@ def evaluate(
             raise ValueError("columns and a task are those of a table of labels: name it too (--labels FILE)")
         if same_set(name, recipe.data):
             name, table = recipe.data, table or Table.of(recipe)
-        views = dict(pixels=recipe.pixels, table=table)
-        with here.leader_first():  # downloads
-            train = labelled(name, "train", recipe.image_size, most, **views)
-            test = labelled(name, "test", recipe.image_size, **views)
+        views = dict(pixels=recipe.pixels, table=table, room=1e9 * recipe.shard_room, here=here)
+        train = labelled(name, "train", recipe.image_size, most, **views)
+        test = labelled(name, "test", recipe.image_size, **views)
         task = about(recipe, name, table, test) if here.leads else {}
         own = method.probed if encoder == "target" else method.encoder
         subjects = subjects_of(own, recipe, train, test, seeds, here, out)
@@ -202,37 +199,12 @@ def written(path: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def about(recipe: Recipe, name: str, table: Table, test: Labelled) -> dict[str, Any]:
-    """What the task is, and of a table: its columns, what divided the pictures, and how many were trained on.
-
-    Warns if test pictures were among those of the pre-training.
-    """
-    found = dict(task=task_of(test.labels), uneven=metrics.uneven(test.labels), table=None)
+    """What the task is, how many test pictures were pre-trained on, and of a table: its columns, what divided."""
+    seen = seen_before(recipe, name, table, test)
+    found = dict(task=task_of(test.labels), uneven=metrics.uneven(test.labels), table=None, pretrained_on=seen)
     if not table:
         return found
-    seen = 0
-    if name == recipe.data:
-        try:
-            trained_on = {os.path.realpath(path) for path in training_files(recipe)}
-        except DataError as error:  # the run's own table, where another one is given now
-            warnings.warn(f"which test pictures were pre-trained on cannot be told: {error}", stacklevel=3)
-            trained_on = set()
-        seen = sum(os.path.realpath(path) in trained_on for path, _ in test.source)
-        if seen:
-            warnings.warn(
-                f"{seen} of {len(test)} test pictures were pre-trained on, without their labels; pretrain with the "
-                f"same table to keep them apart: {flags(table)}",
-                stacklevel=3,
-            )
-    division = labels.read(table, folder_of(name)).division
-    return found | dict(table=asdict(table), division=division, pretrained_on=seen)
-
-
-def flags(table: Table) -> str:
-    """A table as the flags that name it: a division may depend on each."""
-    said = {name.replace("_", "-"): value for name, value in asdict(table).items() if value not in ("", (), "auto")}
-    return shlex.join(
-        word for name, v in said.items() for word in (f"--{name}", *(v if isinstance(v, tuple) else (v,)))
-    )
+    return found | dict(table=asdict(table), division=labels.read(table, folder_of(name)).division)
 
 
 def fresh(recipe: Recipe, seed: int) -> Encoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -304,6 +305,38 @@ def test_what_was_judged_otherwise_is_put_aside(trained, pictures):
     assert set(json.loads((trained / "evaluation-before-1.json").read_text())["protocols"]) == {"knn", "linear"}
 
 
+def test_broken_pictures_are_named_together(tmp_path, pictures, monkeypatch):
+    """Not one a run. Those that are read before the others are told wait for no one."""
+    root = shutil.copytree(pictures, tmp_path / "broken")
+    names = [f"test/across/{n:03}.png" for n in (0, 20, 58)]
+    for name in names:
+        (root / name).write_text("no picture")
+    monkeypatch.setattr(package.pictures, "CHUNK", 2)
+    monkeypatch.setattr(package.pictures, "THREADS", 1)
+    broken = labelled(f"folder:{root}", "test", 16)
+    assert len(labelled(f"folder:{root}", "train", 16).images()) == 60
+    with pytest.raises(DataError, match=r"3 of the labelled pictures cannot be read: .*000\.png.*020\.png.*058\.png"):
+        broken.images()
+    monkeypatch.setattr(package.pictures, "NAMING", 0.0)
+    with pytest.raises(DataError, match=r"1 of the labelled pictures cannot be read: .*move them away"):
+        broken.images()
+
+
+def test_pictures_that_were_trained_on_are_told_wherever_the_folder_begins(trained, pictures, tmp_path):
+    """The run's folder inside the one that is judged, and the one that is judged inside the run's."""
+    shutil.copytree(pictures / "test", tmp_path / "elsewhere")
+    for data, seen in ((f"folder:{pictures / 'train'}", 12), (f"folder:{tmp_path / 'elsewhere'}", 0)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = evaluate(trained, ["knn"], data=data)
+        assert (found["pretrained_on"], found["tested"]) == (seen, 12)
+        said = [str(w.message) for w in told if "were pre-trained on" in str(w.message)]
+        assert (
+            said == ["12 of 12 test pictures were pre-trained on, without their labels; judge on others"][: len(said)]
+        )
+        assert len(said) == bool(seen)
+
+
 def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
     root = shutil.copytree(pictures, tmp_path / "odd")
     (root / "test" / "across").rename(root / "test" / "sideways")
@@ -311,7 +344,7 @@ def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):
         labelled(f"folder:{root}", "test", 16)
     shutil.rmtree(root / "test")
     shutil.copytree(root / "train" / "down", root / "val")
-    with pytest.raises(DataError, match="no class folder"):
+    with pytest.raises(DataError, match="in no class that training has"):
         labelled(f"folder:{root}", "test", 16)
 
 

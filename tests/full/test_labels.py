@@ -344,7 +344,8 @@ def test_few_and_at_most_draw_from_the_training_patients(root):
     for kind, amount in (("share", 0.1), ("each", 5)):
         few = train.some(few_labels(train.labels, kind, amount, 0))
         assert not set(few.groups.tolist()) & set(test.groups.tolist())
-    assert train.images().float().mean((1, 2, 3)).tolist() == [4.0 * int(path.stem) for path, _ in train.source]
+    numbers = [int(place.fetched().stem) for place in train.source]
+    assert train.images().float().mean((1, 2, 3)).tolist() == [4.0 * number for number in numbers]
 
 
 # --- pre-training

@@ -29,13 +29,17 @@ from full_ijepa.__main__ import main
 from full_ijepa.data import opened, probe_set, settled, training_set
 from full_ijepa.distributed import STEP, World
 from full_ijepa.embedding import Features, embed, load_encoder
-from full_ijepa.evaluate import evaluate
+from full_ijepa.evaluate import evaluate, pictures
+from full_ijepa.evaluate.features import Streamed
 from full_ijepa.evaluate.pictures import labelled
+from full_ijepa.labels import read
+from full_ijepa.look import look
 from full_ijepa.order import ShardOrder, order, plan
 from full_ijepa.pack import bytes_of, pack
 from full_ijepa.shards import Shards, expand, places
 from full_ijepa.streams import Stream
-from full_ijepa.tars import INDEX, BrokenShardError, read_table
+from full_ijepa.table import Table
+from full_ijepa.tars import INDEX, TABLE, BrokenShardError, read_table
 from full_ijepa.train import pretrain
 from tests.full.test_train import losses, stop_after
 from toy_ijepa.decoding import DataError
@@ -132,6 +136,31 @@ def test_a_run_on_shards_is_judged_as_one_on_their_folder(run, pictures):
     theirs = evaluate(run, ("knn",), data=f"folder:{pictures}")
     assert (ours["labels"], ours["tested"], ours["classes"]) == (60, 60, ["across", "down"])
     assert ours["protocols"] == theirs["protocols"]
+
+
+def test_a_table_keeps_its_test_part_out_of_shards(short, pictures, tmp_path):
+    """Packed without it, most of what the table tests on was trained on, and is told."""
+    paths = sorted(pictures.rglob("*.png"))
+    lines = [f"{p.relative_to(pictures)},{'across' if 'across' in p.parts else 'down'}" for p in paths]
+    (tmp_path / "way.csv").write_text("\n".join(["image,way", *(line for line in lines if line.startswith("train"))]))
+    table = Table(str(tmp_path / "way.csv"), ("way",))
+    withheld = {path.stem for path in read(table, pictures).test.files}
+    flags = ["--labels", table.labels, "--label-column", "way"]
+    assert main(["pack", str(pictures), str(tmp_path / "apart"), *flags]) == 0
+    assert main(["pack", str(pictures), str(tmp_path / "all")]) == 0
+    apart = Shards(places(f"shards:{tmp_path / 'apart'}"))
+    assert {blob.name.partition("_")[2].rpartition("_")[2].partition(".")[0] for blob in apart} & withheld == set()
+    assert (len(apart), set(apart.labels(range(len(apart))).tolist())) == (48, {-1})
+    for name, seen in (("apart", 0), ("all", 12)):
+        trained = short.replace(data=f"shards:{tmp_path / name}", probe_epochs=0.0)
+        pretrain(trained, tmp_path / f"run-{name}", progress=False)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = evaluate(tmp_path / f"run-{name}", ("knn",), data=f"folder:{pictures}", table=table)
+        assert (found["pretrained_on"], found["tested"]) == (seen, 12)
+        said = [str(w.message) for w in told if "were pre-trained on" in str(w.message)]
+        assert len(said) == bool(seen)
+        assert not seen or re.search(r"12 of 12 test .*; pack the folder as it is judged .*--label-column way", said[0])
 
 
 def test_pictures_of_shards_are_embedded(run, pictures, packed, tmp_path):
@@ -452,6 +481,37 @@ def test_shards_elsewhere_give_the_same_pictures(sharded, served):
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     fetched = [name for name, _ in Server.asked if name.endswith(".tar")]
     assert len(fetched) == len(set(fetched))  # each once
+
+
+def test_classes_of_shards_elsewhere_are_known_without_fetching_them(packed, served, monkeypatch):
+    """`pack` writes a table beside each; then each shard comes once, in order, though few have room."""
+    pytest.importorskip("aiohttp")
+    room = 2.1 * max(file.stat().st_size for file in packed.glob("*.tar"))
+    there = labelled(f"shards:{served}", "train", 16, room=room)
+    asked = [name for name, _ in Server.asked]
+    assert {name.partition("-")[0] for name in asked if name.endswith(TABLE)} == {"train"}
+    assert not [name for name in asked if name.endswith(".tar")]
+    here = labelled(f"shards:{packed}", "train", 16)
+    assert torch.equal(there.labels, here.labels)
+    monkeypatch.setattr(pictures, "CHUNK", 4)
+    monkeypatch.setattr(pictures, "THREADS", 2)
+    assert torch.equal(there.images(), here.images())
+    few = labelled(f"shards:{served}", "train", 16, 20, room=room)
+    assert (np.diff(few.source.numbers) > 0).all()
+    fetched = [name for name, _ in Server.asked if name.endswith(".tar")]
+    assert len(fetched) == len(set(fetched))
+
+
+def test_shards_elsewhere_are_not_drawn_from_here_and_there(packed, served):
+    """A batch of random pictures would have as many shards fetched, for each batch."""
+    pytest.importorskip("aiohttp")
+    size = sum(file.stat().st_size for file in packed.glob("train-*.tar"))
+    Streamed(labelled(f"shards:{served}", "train", 16, room=size))
+    Streamed(labelled(f"shards:{packed}", "train", 16, room=1))
+    with pytest.raises(DataError, match=r"random order from .* copy the shards to this machine"):
+        Streamed(labelled(f"shards:{served}", "train", 16, room=size - 1))
+    with pytest.raises(DataError, match="fetch some of the shards, then look"):
+        look(f"shards:{served}")
 
 
 @pytest.mark.parametrize("ample", [True, False])
