@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ import torch
 
 from full_ijepa import checkpoint
 from full_ijepa.__main__ import main
+from full_ijepa.data import opened, plan
 from full_ijepa.distributed import World
 from full_ijepa.recipes.base import Recipe
+from tests.full.conftest import draw_pictures
 from tests.full.test_train import arguments, environment, final, losses
 
 MODULE = ["-m", "full_ijepa", "pretrain", "smoke", "--device", "cpu"]
@@ -224,17 +227,53 @@ def test_a_part_that_could_not_be_written_is_told_by_the_leader(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_processes_agree_while_only_the_leader_waits_for_a_slow_disk(tmp_path, alone):
-    """A checkpoint every step, each of which takes longer than the step; the first, longer than a hang may."""
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_agree_while_a_slow_disk_is_waited_for(tmp_path, alone, parallel):
+    """A checkpoint every step, each of which takes longer than the step; the first, longer than a hang may.
+
+    The leader writes under ddp, each process its part under fsdp.
+    """
     flags, single = alone
     script, out = tmp_path / "slow.py", tmp_path / "run"
     script.write_text(SLOW)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *flags]
-    line += ["--device", "cpu", "--checkpoint-epochs", "0.1", "--out", str(out)]
+    line += ["--device", "cpu", "--checkpoint-epochs", "0.1", "--parallel", parallel, "--out", str(out)]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "the disk is slower than checkpoints come" in done.stderr
     close(out, single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_compile_no_more_than_one_does(tmp_path, alone, parallel):
+    """One graph each for target encoder, context encoder and predictor, though lengths differ from step to step."""
+    script = tmp_path / "compiled.py"
+    script.write_text(COMPILED)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    line += [*alone[0], "--device", "cpu", "--contexts", "packed", "--compile", "--parallel", parallel]
+    done = subprocess.run([*line, "--out", str(tmp_path / "run")], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"compiled (\d+)", done.stdout) == ["3", "3"]
+
+
+@pytest.mark.slow
+def test_broken_pictures_of_all_processes_are_counted(tmp_path):
+    """Each process meets one of two; history has both."""
+    recipe, out = Recipe(data=f"folder:{draw_pictures(tmp_path / 'pictures', 60, 32)}"), tmp_path / "run"
+    files = opened(recipe)
+    for rank in (0, 1):  # in the second step, after those that all of them look at before the first
+        (micro,) = plan(len(files), recipe.replace(batch=8, micro_batch=4), 1, 2, rank, 2)
+        files[micro.index[0]].write_text("no picture")
+    (tmp_path / "skip.py").write_text(SKIP)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line += [str(tmp_path / "skip.py"), *arguments(recipe), "--epochs", "0.3", "--warmup-epochs", "0.1"]
+    line += ["--device", "cpu", "--out", str(out)]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows if "loss" in row] == [0, 2]
+    assert re.findall(r"skipped (\d+)", done.stdout) == ["1", "1"]
 
 
 @pytest.mark.slow
@@ -313,6 +352,35 @@ loop.STEP = timedelta(seconds=10)
 save_file, naps = checkpoint.save_file, [0.5, 15.0]
 checkpoint.save_file = lambda *said, **options: (time.sleep(naps.pop() if naps else 0.5), save_file(*said, **options))
 sys.exit(main(["pretrain", "smoke", *sys.argv[1:]]))
+"""
+
+COMPILED = """
+import sys
+import torch
+from torch._dynamo.testing import CompileCounter
+from full_ijepa import methods, vit
+from full_ijepa.__main__ import main
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+counter = CompileCounter()
+methods.compile_blocks = lambda method: vit.compile_blocks(method, backend=counter)
+code = main(["pretrain", "smoke", *sys.argv[1:]])
+print(f"compiled {counter.frame_count}", flush=True)
+sys.exit(code)
+"""
+
+SKIP = """
+import sys
+from full_ijepa import train
+from full_ijepa.__main__ import main
+train.LOOKED = train.WATCHED = train.CROPS = 4
+take_step, seen = train.Trainer.take_step, {}
+def watched(self, batches):
+    seen.update(skipped=self.data.skipped.names)
+    return take_step(self, batches)
+train.Trainer.take_step = watched
+code = main(["pretrain", "smoke", *sys.argv[1:]])
+print(f"skipped {len(seen['skipped'])}", flush=True)
+sys.exit(code)
 """
 
 GATHERS = """
