@@ -27,7 +27,7 @@ from full_ijepa.evaluate.pictures import Labelled, ahead
 from full_ijepa.vit import Encoder
 from toy_ijepa.folders import ImageSet
 
-KEPT = 3_000_000_000  # bytes of features, tokens or pictures of a set that are kept in memory
+KEPT = 3_000_000_000  # bytes of features, tokens or pictures of a set that all processes together keep in memory
 
 Make = Callable[[Tensor], Tensor]  # of pictures (B, C, H, W) in their own units, on the device
 
@@ -200,19 +200,19 @@ def batches(source: Source, indices: Iterable[Tensor], device: torch.device) -> 
     return (source[index.to(source.device)].to(device) for index in indices)
 
 
-def pictures_of(data: Labelled) -> Source:
-    """Pictures in their own units: all at once where they take at most KEPT bytes."""
-    return data.images() if data.nbytes <= KEPT else Streamed(data)
+def pictures_of(data: Labelled, here: World) -> Source:
+    """Pictures in their own units: all at once where those of all processes take at most KEPT bytes."""
+    return data.images() if data.nbytes * here.size <= KEPT else Streamed(data)
 
 
 @torch.no_grad()
 def tokens_of(encoder: Encoder, data: Labelled, here: World, dtype: torch.dtype = torch.float32) -> Source:
-    """All tokens of the last layer in half precision (S, N, D): kept where they take at most KEPT bytes.
+    """All tokens of the last layer in half precision (S, N, D): kept where all processes' take at most KEPT bytes.
 
     Each process encodes its share and keeps all of them, for any may be drawn in it.
     """
     make = all_tokens(encoder, dtype)
     one = make(data.take(slice(0, 1)).to(here.device))
-    if len(data) * one.nbytes > KEPT:
+    if len(data) * one.nbytes * here.size > KEPT:
         return Streamed(data, make)
     return placed(gathered(together([make], data, here)[0], len(data), here), here.device)

@@ -186,7 +186,7 @@ def finetune(s: Subject) -> dict[str, Any] | None:
     """Everything is trained on the labels."""
     if s.encoder is None:
         return None
-    args = pictures_of(s.train), s.train.labels, pictures_of(s.test), s.classes, s.recipe, s.seed
+    args = pictures_of(s.train, s.here), s.train.labels, pictures_of(s.test, s.here), s.classes, s.recipe, s.seed
     return judged(tuning.finetune(s.encoder, *args, dtype=s.dtype, groups=s.train.groups, here=s.here), s.test)
 
 

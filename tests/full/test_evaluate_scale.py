@@ -223,7 +223,11 @@ def test_tokens_are_kept_only_while_they_are_few(monkeypatch, pictures):
     data, encoder = labelled(f"folder:{pictures}", "train", 16), build_encoder("toy", 16, 4)
     kept = features.tokens_of(encoder, data, alone())
     assert isinstance(kept, torch.Tensor)
-    assert isinstance(features.pictures_of(data), torch.Tensor)
+    assert isinstance(features.pictures_of(data, alone()), torch.Tensor)
+    monkeypatch.setattr(features, "KEPT", max(kept.nbytes, data.nbytes))
+    pair = World(0, 2, torch.device("cpu"))  # of which each would keep all
+    assert isinstance(features.tokens_of(encoder, data, pair), Streamed)
+    assert isinstance(features.pictures_of(data, pair), Streamed)
     monkeypatch.setattr(features, "KEPT", kept.nbytes - 1)
     made = features.tokens_of(encoder, data, alone())
     assert isinstance(made, Streamed)
@@ -231,7 +235,7 @@ def test_tokens_are_kept_only_while_they_are_few(monkeypatch, pictures):
     (found,) = made.batches([index], torch.device("cpu"))
     assert torch.allclose(found.float(), kept[index].float(), atol=2e-3)
     monkeypatch.setattr(features, "KEPT", data.nbytes - 1)
-    (images,) = features.batches(features.pictures_of(data), [index], torch.device("cpu"))
+    (images,) = features.batches(features.pictures_of(data, alone()), [index], torch.device("cpu"))
     assert torch.equal(images, data.images()[index])
     (none,) = made.batches([index[:0]], torch.device("cpu"))  # a process without a sample of a last, small batch
     assert none.shape == (0, *kept.shape[1:])
@@ -322,7 +326,7 @@ def make(images):  # as many tokens as they like
     return images[:, 0, ::4, ::8].flatten(1)[..., None].expand(-1, -1, 32).half()
 here = features.alone()
 tuning.attentive(features.Streamed(train, make), train.labels, features.Streamed(test, make), 2, 2, here, epochs=1)
-sources = [features.pictures_of(part) for part in (train, test)]
+sources = [features.pictures_of(part, features.alone()) for part in (train, test)]
 tuning.finetune(encoder, sources[0], train.labels, sources[1], 2, recipe, epochs=1)
 features.together([features.averages(encoder)], train, here)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
