@@ -224,9 +224,10 @@ def test_tokens_are_kept_only_while_they_are_few(monkeypatch, pictures):
     kept = features.tokens_of(encoder, data, alone())
     assert isinstance(kept, torch.Tensor)
     assert isinstance(features.pictures_of(data, alone()), torch.Tensor)
-    monkeypatch.setattr(features, "KEPT", max(kept.nbytes, data.nbytes))
     pair = World(0, 2, torch.device("cpu"))  # of which each would keep all
+    monkeypatch.setattr(features, "KEPT", kept.nbytes)
     assert isinstance(features.tokens_of(encoder, data, pair), Streamed)
+    monkeypatch.setattr(features, "KEPT", data.nbytes)
     assert isinstance(features.pictures_of(data, pair), Streamed)
     monkeypatch.setattr(features, "KEPT", kept.nbytes - 1)
     made = features.tokens_of(encoder, data, alone())
