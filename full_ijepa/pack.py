@@ -192,7 +192,8 @@ def write_part(
                 pictures += 1
                 first = next(waiting, None) if used < shard_size else None
         save_file(read_table(target).tensors(), out / f"{name}{TABLE}")
-        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, sha256=checksum(target), table=True)
+        sums = dict(sha256=checksum(target), table=checksum(out / f"{name}{TABLE}"))
+        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, **sums)
         target.replace(out / name)
     return found
 
@@ -207,7 +208,7 @@ def add(tar: tarfile.TarFile, name: str, members: dict[str, bytes]) -> int:
 
 
 def verify(folder: Path) -> tuple[int, list[str]]:
-    """Read all shards of a folder; how many its index names, and what is wrong with any that is not as it says.
+    """Read all shards of a folder, and tables beside them; how many shards its index names, and what is not as it says.
 
     Raises DataError if there is no index to compare with.
     """
@@ -215,19 +216,21 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     if not any("sha256" in said for said in told.values()):
         raise DataError(f"{folder} has no {INDEX} with SHA-256 of its shards: `python -m full_ijepa pack` writes one")
 
+    expected = {name: said.get("sha256", "nothing") for name, said in told.items()}
+    expected |= {f"{name}{TABLE}": said["table"] for name, said in told.items() if "table" in said}
+
     def wrong(name: str) -> str:
-        file = folder / name
+        file, said = folder / name, expected[name]
         try:
             found = checksum(file)
         except FileNotFoundError:
             return f"{file}: is not there"
         except OSError as error:
             return f"{file}: {error}"
-        said = told[name].get("sha256", "nothing")
         return "" if found == said else f"{file}: its SHA-256 is {found[:12]}..., {INDEX} says {said[:12]}..."
 
     others = sorted({file.name for file in folder.glob("*.tar")} - set(told))
     more = [f"{folder / name}: {INDEX} does not name it, and a run would train on it" for name in others]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(wrong, told), "reading", len(told), unit="shard", delay=2.0)
+        bar = tqdm(pool.map(wrong, expected), "reading", len(expected), unit="file", delay=2.0)
         return len(told), list(filter(None, bar)) + more

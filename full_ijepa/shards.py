@@ -201,7 +201,7 @@ class Shards(Sequence[Blob]):
             raise DataError(
                 f"these pictures are drawn in random order from {len(self.places)} shards, {total / 1e9:.1f} GB, and "
                 f"shard_room is {self.room / 1e9:g}: copy the shards to this machine and name their folder, or choose "
-                "protocols that go through them in order (knn, linear, lowshot)"
+                "protocols that go through them in order (knn, linear, lowshot, paper)"
             )
 
     def check_room(self) -> None:
@@ -335,8 +335,11 @@ class Shards(Sequence[Blob]):
     def table_of(self, shard: int) -> Table:
         """The table that lies beside a shard that is elsewhere, else made of the shard, which is fetched for it."""
         place, said = self.places[shard], self.known(shard)
-        if said.get("table") and (data := remote.small(f"{place}{TABLE}")) is not None:
-            return told_table(data, said["bytes"], f"{place}{TABLE}")
+        if "table" in said:
+            try:
+                return told_table(remote.small(f"{place}{TABLE}"), said)
+            except BrokenShardError as error:
+                warnings.warn(f"{place}{TABLE} {error}: the shard is fetched for what it says", stacklevel=2)
         return read_table(self.local(shard))
 
     def keep(self, shelf: OrderedDict[int, T], shard: int, made: T) -> T:

@@ -497,9 +497,28 @@ def test_classes_of_shards_elsewhere_are_known_without_fetching_them(packed, ser
     monkeypatch.setattr(pictures, "THREADS", 2)
     assert torch.equal(there.images(), here.images())
     few = labelled(f"shards:{served}", "train", 16, 20, room=room)
+    assert few.labels.tolist() == here.labels[torch.from_numpy(few.source.numbers)].tolist()
     assert (np.diff(few.source.numbers) > 0).all()
     fetched = [name for name, _ in Server.asked if name.endswith(".tar")]
     assert len(fetched) == len(set(fetched))
+
+
+@pytest.mark.parametrize("text", [None, b"garbage", "another's"])
+def test_a_table_that_is_not_its_shard_s_is_told(packed, tmp_path, capsys, text):
+    """By `verify`; and where the shards are elsewhere the shard itself says what it holds."""
+    folder = spoil(tmp_path / "tables", packed, lambda file: None)
+    table, memory = folder / f"train-000000.tar{TABLE}", fsspec.filesystem("memory")
+    if text is None:
+        table.unlink()
+    else:
+        table.write_bytes(text if isinstance(text, bytes) else (folder / f"train-000001.tar{TABLE}").read_bytes())
+    assert main(["verify", str(folder)]) == 2
+    assert f"train-000000.tar{TABLE}: " in capsys.readouterr().err
+    for file in folder.iterdir():
+        memory.pipe_file(f"/{tmp_path.name}/{file.name}", file.read_bytes())
+    with pytest.warns(UserWarning, match=rf"train-000000\.tar{TABLE} is not .*: the shard is fetched for what it says"):
+        there = labelled(f"shards:memory://{tmp_path.name}", "train", 16)
+    assert torch.equal(there.labels, labelled(f"shards:{packed}", "train", 16).labels)
 
 
 def test_shards_elsewhere_are_not_drawn_from_here_and_there(packed, served):
