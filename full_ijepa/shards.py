@@ -20,7 +20,7 @@ import os
 import re
 import warnings
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
@@ -302,6 +302,20 @@ class Shards(Sequence[Blob]):
         except remote.RemoteError as error:
             raise BrokenShardError(f"{place}: {error}") from error
 
+    def at_hand(self, shard: int, act: Callable[[Path], T]) -> T:
+        """What `act` makes of the file of a shard on this machine.
+
+        TRAP: one that was fetched may go, to make room for others, before it is opened; then it is fetched again.
+        """
+        for last in (False, False, False, True):
+            file = self.local(shard)
+            try:
+                return act(file)
+            except (FileNotFoundError, BrokenShardError):
+                if last or file.exists() or not self.is_fetched(self.places[shard]):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
     @cached_property
     def cache(self) -> Path:
         """Where remote shards and tables are kept."""
@@ -318,7 +332,7 @@ class Shards(Sequence[Blob]):
             if shard in self.files:
                 self.files.move_to_end(shard)
                 return self.files[shard]
-        return self.keep(self.files, shard, self.local(shard).open("rb"))
+        return self.keep(self.files, shard, self.at_hand(shard, lambda file: file.open("rb")))
 
     def table(self, shard: int) -> Table:
         """Where a shard's pictures lie. Raises BrokenShardError."""
@@ -340,7 +354,7 @@ class Shards(Sequence[Blob]):
                 return told_table(remote.small(f"{place}{TABLE}"), said)
             except BrokenShardError as error:
                 warnings.warn(f"{place}{TABLE} {error}: the shard is fetched for what it says", stacklevel=2)
-        return read_table(self.local(shard))
+        return self.at_hand(shard, read_table)
 
     def keep(self, shelf: OrderedDict[int, T], shard: int, made: T) -> T:
         """Put on a shelf, from which the one used longest ago goes."""

@@ -715,6 +715,30 @@ def test_room_is_bounded_when_several_come_at_once(tmp_path, monkeypatch):
     assert sum(file.stat().st_size for file in tmp_path.glob("*.tar")) <= 3000
 
 
+@pytest.fixture
+def leaving(monkeypatch):
+    """Each shard that is fetched goes at once, but for every third time: another process made room."""
+    fetch, asked = remote.fetch, []
+
+    def fetched(url, *said):
+        file = fetch(url, *said)
+        asked.append(url)
+        if len(asked) % 3:
+            file.unlink()
+        return file
+
+    monkeypatch.setattr(remote, "fetch", fetched)
+    return asked
+
+
+def test_a_shard_that_goes_before_it_is_opened_is_fetched_again(packed, leaving):
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/gone/t-0.tar", (packed / "train-000000.tar").read_bytes())
+    found = Shards(["memory://gone/t-0.tar"], 1)
+    assert [blob.getvalue() for blob in found] == [blob.getvalue() for blob in Shards([f"{packed}/train-000000.tar"])]
+    assert len(leaving) == 6  # three times for its table, three times to be read
+
+
 def test_any_file_system_of_fsspec(sharded, packed):
     memory = fsspec.filesystem("memory")
     for file in packed.iterdir():
