@@ -166,6 +166,8 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
     seconds = steps * recipe.batch * flops.hardware / (share * rate)
     held = memory(recipe, parameters, trained, dtype)
     name = torch.cuda.get_device_name() if kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    half = recipe.precision == "auto" and dtype == torch.float32  # here; a GPU has bf16
+    beside = f" ({size(memory(recipe, parameters, trained))} in bfloat16)" if half else ""
     again = f", and {flops.recomputed / 1e9:.2f} G computed again (checkpointing)" if flops.recomputed else ""
     lines = {
         "run": f"{recipe.method}, ViT-{recipe.encoder.upper()}/{recipe.patch}, {shown(recipe)}, {recipe.data}",
@@ -173,7 +175,7 @@ def estimate(recipe: Recipe, device: str = "auto") -> str:
         "steps": f"{steps:,} of {recipe.batch} images ({recipe.epochs:g} epochs of {pictures:,} pictures)",
         "FLOPs": f"{flops.model / 1e9:.2f} G an image (forward and backward){again}, "
         f"{steps * recipe.batch * flops.hardware:.2e} in all",
-        "memory": f"about {size(held)} a process at {min(recipe.micro_batch, recipe.batch)} images, "
+        "memory": f"about {size(held)}{beside} a process at {min(recipe.micro_batch, recipe.batch)} images, "
         f"beside torch itself, pictures{' and maps of attention' if kind == 'cpu' else ''}",
         "device": f"{name}: {rate / 1e12:.2f} TFLOP/s in a large {str(dtype).removeprefix('torch.')} product",
         "time": f"about {span(seconds)} {how.format(share=share)}",

@@ -9,7 +9,6 @@ found.values, found.names
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -29,11 +28,11 @@ from tqdm.auto import tqdm
 from full_ijepa import interop
 from full_ijepa.data import opened
 from full_ijepa.evaluate.run import load_run
-from full_ijepa.formats import SUFFIXES, Place
+from full_ijepa.formats import SUFFIXES, Place, Places
 from full_ijepa.machine import pick
 from full_ijepa.pixels import compare, compare_measured, fit
 from full_ijepa.recipes.base import Recipe
-from full_ijepa.vit import Encoder
+from full_ijepa.vit import Encoder, fingerprint
 from toy_ijepa import plots, weights
 from toy_ijepa.folders import DataError, check_skipped, files_below
 from toy_ijepa.patches import grid_size
@@ -139,14 +138,6 @@ class Features:
         return found
 
 
-def fingerprint(encoder: Encoder) -> str:
-    """Twelve hex digits that the same weights have, wherever they were loaded from."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:12]
-
-
 def writable(path: Path | str) -> Path:
     """Where features can be written; its folder is made. Raises ValueError for another suffix than the two known."""
     path = Path(path).expanduser()
@@ -179,14 +170,14 @@ def load_encoder(source: Path | str, encoder: str = "target") -> Encoder:
     return interop.released_encoder(source, "target_encoder" if encoder == "target" else "encoder")
 
 
-def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[list[Path | Place], list[str]]:
+def files_of(pictures: Path | str | Sequence[Path | str]) -> tuple[Sequence[Path | Place], list[str]]:
     """Files of a folder or of a list, and how they are called: below the folder, or as they were given.
 
     Of "shards:..." and "hf:..." the places of their pictures, and where they lie.
     """
     if isinstance(pictures, str) and pictures.startswith(("shards:", "hf:")):
         found = opened(Recipe(data=pictures, shards_together=1))
-        return [Place(found, number) for number in range(len(found))], [found.name(n) for n in range(len(found))]
+        return Places(found), [found.name(n) for n in range(len(found))]
     if isinstance(pictures, Path | str):
         root = Path(str(pictures).removeprefix("folder:")).expanduser()
         if root.is_file():
@@ -233,18 +224,23 @@ def array_of(pictures: np.ndarray | Tensor, encoder: Encoder) -> Tensor:
 
 
 def read_batches(
-    paths: list[Path | Place], names: list[str], encoder: Encoder, batch: int, skipped: list[str]
+    paths: Sequence[Path | Place], names: list[str], encoder: Encoder, batch: int, skipped: list[str], allow: bool
 ) -> Iterator[tuple[Tensor, list[str]]]:
-    """Pictures of files at the encoder's size, a batch at a time, decoded ahead; what is broken is named."""
+    """Pictures of files at the encoder's size, a batch at a time, decoded ahead; what is broken is named.
+
+    Raises DataError as soon as more is broken than one in twenty of all, unless that is allowed: not after hours.
+    """
     read = partial(encoder.pixels.read_fitted, sides=sides_of(encoder))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = [slice(start, start + batch) for start in range(0, len(paths), batch)]
-        waiting = [pool.submit(lambda p: [read(path) for path in paths[p]], part) for part in parts[:AHEAD]]
+        some = lambda part: [read(paths[number]) for number in range(len(paths))[part]]  # noqa: E731
+        waiting = [pool.submit(some, part) for part in parts[:AHEAD]]
         for number, part in enumerate(parts):
             if number + AHEAD < len(parts):
-                waiting.append(pool.submit(lambda p: [read(path) for path in paths[p]], parts[number + AHEAD]))
+                waiting.append(pool.submit(some, parts[number + AHEAD]))
             arrays = waiting.pop(0).result()
             skipped += [a for a in arrays if isinstance(a, str)]
+            check_skipped(skipped, len(paths), allow)
             good = [(a, name) for a, name in zip(arrays, names[part], strict=True) if not isinstance(a, str)]
             if good:
                 yield torch.from_numpy(np.stack([a for a, _ in good])), [name for _, name in good]
@@ -289,7 +285,7 @@ def embed(
         if not encoder.pixels.photographs:
             with suppress(DataError):  # nothing to compare; what cannot be read is told below
                 compare(paths, encoder.pixels)
-        batches = read_batches(paths, names, encoder, batch, skipped)
+        batches = read_batches(paths, names, encoder, batch, skipped, allow_skipped)
     values, named = [], []
     with tqdm(total=count, unit="picture", disable=not progress, delay=2.0, mininterval=1.0) as bar:
         for images, part in batches:
@@ -297,11 +293,9 @@ def embed(
             values.append((x if tokens else x.mean(1)).cpu())
             named += part or [str(len(named) + n) for n in range(len(images))]
             bar.update(len(images))
-            check_skipped(skipped, count, allow_skipped)  # not after hours
     if not values:
         reason = f"none of {count} pictures could be read; the first: {skipped[0]}" if skipped else "no pictures"
         raise DataError(reason)
-    check_skipped(skipped, count, allow_skipped)
     return Features(torch.cat(values), tuple(named), tuple(skipped), fingerprint(encoder))
 
 

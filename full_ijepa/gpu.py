@@ -281,7 +281,7 @@ def about(here: World) -> dict[str, Any]:
 
 def told(found: dict[str, Any]) -> str:
     """The answers as text, one a line."""
-    lines = [f"{name:32}{shown(value)}" for name, value in found.items()]
+    lines = [f"{name:32}  {shown(value)}" for name, value in found.items()]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ import torch
 from full_ijepa.formats import Blob, UnreadableError
 from toy_ijepa.decoding import DataError
 
-TESTS = ("test", "validation", "valid", "val")  # what a test part is called, the first that there is
+TESTS = ("test", "validation", "valid", "val")  # what a test part is called: the first that there is, and has labels
 
 
 def library() -> ModuleType:
@@ -57,10 +57,21 @@ def table(spec: str, part: str = "train") -> Any:
             raise DataError(f"{spec} has one part only: judge on another set (--data)")
         return found
     names = [split] if split else ["train"] if part == "train" else TESTS
-    name = next((name for name in names if name in found), None)
-    if name is None:
+    there = [name for name in names if name in found]
+    if not there:
         raise DataError(f"{where} has no split {' or '.join(names)}: it has {', '.join(found)}")
-    return found[name]
+    return found[next((name for name in there if labelled(found[name])), there[0])]
+
+
+def labelled(rows: Any) -> bool:
+    """Whether some of the rows have a class: test parts of contests keep theirs secret (-1)."""
+    label = label_of(rows)
+    return label is not None and set(rows.unique(label)) - {-1, None} != set()
+
+
+def label_of(rows: Any) -> str | None:
+    """The column of classes, None if there is none."""
+    return next((name for name, kind in rows.features.items() if isinstance(kind, library().ClassLabel)), None)
 
 
 class Hub(Sequence[Blob]):
@@ -77,7 +88,7 @@ class Hub(Sequence[Blob]):
             raise DataError(f"{spec} has {len(pictures)} columns of pictures among {', '.join(kinds)}; one is expected")
         self.spec, self.column = spec, pictures[0]
         self.rows = rows.select_columns(pictures).cast_column(self.column, datasets.Image(decode=False))
-        label = next((name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)), None)
+        label = label_of(rows)
         self.classes = tuple(kinds[label].names) if label else ()
         self.truth = rows.select_columns([label]) if label else None
         if not len(self):

@@ -289,7 +289,10 @@ def either(state: State, number: int, names: tuple[str, str], kind: str) -> Tens
 def only_photographs(encoder: Encoder, what: str) -> None:
     if encoder.pixels != PHOTOGRAPHS:
         p = encoder.pixels
-        raise InteropError(f"{what} knows 8-bit colour only; this encoder has {p.channels} channels of {p.depth}")
+        raise InteropError(
+            f"{what} knows 8-bit colour with ImageNet's mean and std only; this encoder has {p.channels} channels of "
+            f"{p.depth}, mean {p.mean} and std {p.std}"
+        )
 
 
 def write_toy(encoder: Encoder, path: Path) -> None:

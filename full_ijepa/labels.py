@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from full_ijepa.table import Row, Table, chosen, listed, read_lines, rows_in
+from full_ijepa.table import Followed, Row, Table, chosen, listed, read_lines, rows_in
 from toy_ijepa.folders import DataError
 
 Task = Literal["classes", "tags", "numbers"]
@@ -245,9 +245,9 @@ def by_column(rows: list[Row], table: Table, path: Path) -> tuple[np.ndarray, st
 
 def by_folder(rows: list[Row], root: Path) -> tuple[np.ndarray, str] | None:
     """The division of the folders train and test (or val), None unless both hold labelled pictures, and all of them."""
-    root = Path(os.path.realpath(root))
-    called = "test" if (root / "test").is_dir() else "val"
-    inside = [row.path.relative_to(root).parts[0] if row.path.is_relative_to(root) else "" for row in rows]
+    called, real = "test" if (root / "test").is_dir() else "val", Followed()
+    tops = {name: Path(os.path.realpath(root / name)) for name in ("train", called)}
+    inside = [next((n for n, top in tops.items() if real(row.path).is_relative_to(top)), "") for row in rows]
     if set(inside) != {"train", called}:
         return None
     return np.array([name == called for name in inside]), f"the folders train and {called}"

@@ -28,7 +28,7 @@ from full_ijepa.formats import SUFFIXES, Kind, Picture, Place, Stack
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
 from full_ijepa.remote import is_remote
 from full_ijepa.shards import places
-from full_ijepa.table import NO_TABLE, Table
+from full_ijepa.table import NO_TABLE, Followed, Table
 from full_ijepa.twins import OUTLINE, Twin, outline, twins
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
@@ -207,9 +207,10 @@ def tabled(root: Path, table: Table) -> tuple[dict[str, list[tuple[Path, str]]],
     for name, part in (("train", known.train), ("test", known.test)):
         called = [known.names[n] for n in part.labels.tolist()] if task == "classes" else [""] * len(part)
         files[name] = list(zip(part.files, called, strict=True))
-    listed = {path for found in files.values() for path, _ in found}
+    real = Followed()
+    listed = {real(path) for found in files.values() for path, _ in found} | set(map(real, known.withheld))
     base = root / "train" if (root / "train").is_dir() else root
-    files["train"] += [(p, "") for p, _ in files_below(base, SUFFIXES) if p not in listed | known.withheld]
+    files["train"] += [(p, "") for p, _ in files_below(base, SUFFIXES) if real(p) not in listed]
     groups = "" if known.train.groups is None else f", {len({*known.train.groups.tolist()})} groups to train on"
     what = f"{len(known.names)} {task}" if task != "numbers" else "numbers"
     return files, f"{', '.join(table.label_column)}: {what}; divided by {known.division}{groups}"
@@ -275,7 +276,7 @@ def made_of(paths: Sequence[Picture], stack: Stack, notes: list[str]) -> tuple[P
 def part_of(files: list[tuple[Path, str]], root: Path, pixels: Pixels) -> Part:
     """A split of files; names are paths below the root."""
     paths = [path for path, _ in files]
-    names = tuple(str(path.relative_to(root)) for path in paths)
+    names = tuple(str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths)
 
     def read(number: int) -> np.ndarray | str:
         found = pixels.read_fitted(paths[number], None)

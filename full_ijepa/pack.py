@@ -14,9 +14,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +81,18 @@ def pack(
         raise DataError(f"{out} holds shards already; choose another folder")
     parts, classes = parts_of(root) if not table else ({"train": training_files(tabled(root, table))}, [])
     out.mkdir(parents=True, exist_ok=True)
-    shards, skipped = {}, []
-    for part, names in parts.items():
-        members = samples(names, classes, side, skipped)
-        bar = tqdm(members, f"packing {part}", len(names), unit="picture", delay=2.0, mininterval=1.0)
-        shards |= write_part(out, part, bar, shard_size)
-    total = sum(map(len, parts.values()))
-    check_skipped(skipped, total, allow)
-    if not any(said["pictures"] for said in shards.values()):
-        raise DataError(f"none of {total} pictures could be read; the first: {skipped[0]}")
+    shards, skipped, total = {}, [], sum(map(len, parts.values()))
+    try:
+        for part, names in parts.items():
+            members = samples(names, classes, side, skipped, partial(check_skipped, skipped, total, allow))
+            bar = tqdm(members, f"packing {part}", len(names), unit="picture", delay=2.0, mininterval=1.0)
+            shards |= write_part(out, part, bar, shard_size)
+        if not shards:
+            raise DataError(f"none of {total} pictures could be read; the first: {skipped[0]}")
+    except BaseException:  # Ctrl-C too: nothing is left that would be in the way of the next attempt
+        for file in [file for part in parts for file in out.glob(f"{part}-*.tar*")]:
+            file.unlink()
+        raise
     target = out / f"{INDEX}.part"
     told = dict(classes=classes, source=mark_of(root), shards=shards)
     target.write_text(json.dumps(told, indent=1) + "\n")
@@ -118,9 +122,12 @@ def parts_of(root: Path) -> tuple[dict[str, Names], list[str]]:
 
 
 def samples(
-    names: Names, classes: list[str], side: int | None, skipped: list[str]
+    names: Names, classes: list[str], side: int | None, skipped: list[str], check: Callable[[], None]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Name of each sample and its members by ending, in a random order; what cannot be read is added to `skipped`."""
+    """Name of each sample and its members by ending, in a random order; what cannot be read is added to `skipped`.
+
+    check  is called now and then; it raises DataError where that is too much
+    """
     order = shuffled(np.arange(len(names)), len(names), mix("pack"))
     number = {name: i for i, name in enumerate(classes)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -136,6 +143,7 @@ def samples(
                 if label in number:
                     members["cls"] = str(number[label]).encode()
                 yield f"{place:09}-{stem_of(names.name(n))}", members
+            check()
 
 
 def stem_of(name: str) -> str:

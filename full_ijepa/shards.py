@@ -47,6 +47,7 @@ SAMPLED = 4  # shards that are fetched to see what remote pictures are like
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
+TESTS = ("test", r"val\w*")  # what shards of a test part are called, the first that there are
 T = TypeVar("T")
 
 
@@ -84,10 +85,10 @@ def places(spec: str, part: str = "train") -> list[str]:
     if not (listed and remote.is_remote(folder)):  # web servers need not list folders
         listed |= {*remote.listing(folder)}
     names = sorted(name for name in listed if name.endswith(ENDINGS))
-    of_part = re.compile(r"(test|val\w*)-" if part == "test" else f"{part}-")
-    if kept := list(filter(of_part.match, names)):
-        return [f"{folder.rstrip('/')}/{name}" for name in kept]
-    if part == "train" and names and not any(re.match(r"(train|test|val\w*)-", name) for name in names):
+    for called in TESTS if part == "test" else (part,):
+        if kept := [name for name in names if re.match(f"{called}-", name)]:
+            return [f"{folder.rstrip('/')}/{name}" for name in kept]
+    if part == "train" and names and not any(re.match(f"({'|'.join(('train', *TESTS))})-", name) for name in names):
         return [f"{folder.rstrip('/')}/{name}" for name in names]
     raise DataError(
         f"no shards {part}-*.tar in {folder}: `python -m full_ijepa pack` writes them, or name them as in "
@@ -332,7 +333,9 @@ class Shards(Sequence[Blob]):
             if shard in self.files:
                 self.files.move_to_end(shard)
                 return self.files[shard]
-        return self.keep(self.files, shard, self.at_hand(shard, lambda file: file.open("rb")))
+        opened = self.at_hand(shard, lambda file: file.open("rb"))
+        self.let_go()
+        return self.keep(self.files, shard, opened)
 
     def table(self, shard: int) -> Table:
         """Where a shard's pictures lie. Raises BrokenShardError."""
@@ -352,7 +355,7 @@ class Shards(Sequence[Blob]):
         if "table" in said:
             try:
                 return told_table(remote.small(f"{place}{TABLE}"), said)
-            except BrokenShardError as error:
+            except (BrokenShardError, DataError) as error:
                 warnings.warn(f"{place}{TABLE} {error}: the shard is fetched for what it says", stacklevel=2)
         return self.at_hand(shard, read_table)
 
@@ -363,6 +366,15 @@ class Shards(Sequence[Blob]):
             if len(shelf) > KEPT:
                 shelf.popitem(last=False)
         return made
+
+    def let_go(self) -> None:
+        """Put away open files that went from the cache folder to make room.
+
+        TRAP: their bytes stay on the disk as long as anybody has them open.
+        """
+        with self.lock:
+            for shard in [shard for shard, file in self.files.items() if not os.fstat(file.fileno()).st_nlink]:
+                del self.files[shard]
 
     def __getstate__(self) -> dict:
         return self.__dict__ | dict(files=OrderedDict(), lock=None)

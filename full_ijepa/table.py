@@ -78,6 +78,18 @@ class Row:
         return f"line {self.line} ({self.path.name})"
 
 
+class Followed:
+    """Paths with the links of their folders followed: one file of two spellings is known as one."""
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, Path] = {}
+
+    def __call__(self, path: Path) -> Path:
+        if path.parent not in self.folders:
+            self.folders[path.parent] = Path(os.path.realpath(path.parent))
+        return self.folders[path.parent] / path.name
+
+
 def listed(items: Iterable[Any]) -> str:
     """The first few in one line, and how many more there are."""
     items = list(items)
@@ -154,6 +166,7 @@ def rows_in(
     if not where:
         raise DataError(f"which column of {path} holds the pictures? --path-column takes one of {', '.join(header)}")
     bases = [Path(os.path.realpath(base)) for base in (root, path.parent)]
+    real = Followed()
     rows, missing, empty, alone = [], [], [], []
     for line, cells in lines:
         by = dict(zip(header, cells, strict=True))
@@ -161,6 +174,8 @@ def rows_in(
         if file is None:
             missing.append(f"line {line} ({by[where] or 'nothing'})")
             continue
+        if not file.is_relative_to(bases[0]) and real(file).is_relative_to(bases[0]):
+            file = real(file)  # named through a link; the folder's own files are compared with it
         labels = tuple(by[name] for name in columns)
         labels = () if any(cell.lower() in EMPTY for cell in labels) else labels
         row = Row(line, file, labels, by.get(table.group_column, ""), by.get(table.split_column, "").lower())

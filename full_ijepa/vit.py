@@ -10,6 +10,7 @@ toy's; toy weights load here and give the same outputs (tests/full/test_vit.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -231,6 +232,14 @@ def build_encoder(
         raise ValueError(f"unknown encoder {size!r}: choose from {', '.join(SIZES)}")
     options = dict(positions=positions, drop_path=drop_path, checkpointing=checkpointing, pixels=pixels)
     return Encoder(image_size, patch, *SIZES[size], mlp_ratio=MLP_RATIOS.get(size, 4.0), **options)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Twelve hex digits that the same weights have, wherever they were loaded from."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def compile_blocks(module: nn.Module, backend: str | Callable = "inductor") -> None:

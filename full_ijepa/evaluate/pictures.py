@@ -45,8 +45,8 @@ class BrokenPicturesError(DataError):
 
     def __init__(self, broken: list[str]) -> None:
         super().__init__(
-            f"{len(broken)} of the labelled pictures cannot be read: {listed(broken)}. Mend them, or move them away "
-            "and take their rows out of a table of labels"
+            f"{len(broken)} of the labelled pictures cannot be read: {listed(broken)}. Mend them, or move them away, "
+            "take their rows out of a table of labels, and pack anew what is in shards"
         )
         self.broken = broken
 
@@ -205,7 +205,7 @@ def labelled(
         whole = Labelled(Places(found), truth, classes, image_size, pixels)
     if not table and len(whole.classes) < 2:
         raise DataError(
-            f"{name} has no classes: judge it by at least two class folders, or by a table of labels (--labels)"
+            f"{name} has no classes: judge it by at least two class folders, or a folder by a table (--labels)"
         )
     if isinstance(whole.source, Places) and not pixels.photographs:
         compare(whole.source.pictures, pixels)

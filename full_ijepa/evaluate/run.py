@@ -27,7 +27,7 @@ from full_ijepa.labels import task_of
 from full_ijepa.machine import pick
 from full_ijepa.recipes.base import Recipe
 from full_ijepa.table import NO_TABLE, Table
-from full_ijepa.vit import Encoder, build_encoder
+from full_ijepa.vit import Encoder, build_encoder, fingerprint
 from toy_ijepa.recipe import lookup
 
 
@@ -101,6 +101,7 @@ def evaluate(
             checkpoint=which,
             data=name,
             encoder=encoder,
+            weights=fingerprint(own),
             labels=len(train),
             tested=len(test),
             classes=list(train.classes),
@@ -185,7 +186,9 @@ def written(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         before, plain = json.loads(path.read_text()), json.loads(json.dumps(result))
         wanted = ("step", "data", "labels", "tested", "task", "table", "seeds")
-        if odd := [k for k in wanted if before.get(k) != plain[k]]:
+        odd = [k for k in wanted if before.get(k) != plain[k]]
+        if odd or before.get("weights", plain["weights"]) != plain["weights"]:  # older files do not say
+            odd = odd or ["weights"]
             names = (path.with_name(f"{path.stem}-before-{number}.json") for number in count(1))
             aside = next(name for name in names if not name.exists())
             path.replace(aside)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from full_ijepa import evaluate as package
 from full_ijepa import labels
-from full_ijepa.evaluate import evaluate, heads, protocols, tuning
+from full_ijepa.evaluate import evaluate, heads, protocols, run, tuning
 from full_ijepa.evaluate.features import alone, pooled, tokens_of
 from full_ijepa.evaluate.pictures import labelled
 from full_ijepa.evaluate.protocols import few_labels, nearest
@@ -305,6 +305,23 @@ def test_what_was_judged_otherwise_is_put_aside(trained, pictures):
     assert set(json.loads((trained / "evaluation-before-1.json").read_text())["protocols"]) == {"knn", "linear"}
 
 
+OTHER = dict(tested=3, labels=3, task="tags", table={}, step=1, weights="another")
+
+
+@pytest.mark.parametrize(("key", "other"), OTHER.items())
+def test_each_thing_that_sets_two_verdicts_apart_is_told(tmp_path, key, other):
+    """By another run in the same folder, for instance, of as many steps; a file that does not say is added to."""
+    same = dict(step=9, data="d", labels=9, tested=9, task="classes", table=None, seeds=[0], weights="one")
+    path, old = tmp_path / "evaluation.json", dict(knn=dict(ours=1))
+    path.write_text(json.dumps(same | {key: other} | dict(protocols=old)))
+    with pytest.warns(UserWarning, match=rf"evaluation\.json was of other {key}: it is evaluation-before-1\.json now"):
+        run.written(path, same | dict(protocols=dict(linear={})))
+    assert set(json.loads(path.read_text())["protocols"]) == {"linear"}
+    path.write_text(json.dumps({k: v for k, v in same.items() if k != "weights"} | dict(protocols=old)))
+    run.written(path, same | dict(protocols=dict(linear={})))
+    assert set(json.loads(path.read_text())["protocols"]) == {"knn", "linear"}
+
+
 def test_broken_pictures_are_named_together(tmp_path, pictures, monkeypatch):
     """Not one a run. Those that are read before the others are told wait for no one."""
     root = shutil.copytree(pictures, tmp_path / "broken")
@@ -325,11 +342,13 @@ def test_broken_pictures_are_named_together(tmp_path, pictures, monkeypatch):
 def test_pictures_that_were_trained_on_are_told_wherever_the_folder_begins(trained, pictures, tmp_path):
     """The run's folder inside the one that is judged, and the one that is judged inside the run's."""
     shutil.copytree(pictures / "test", tmp_path / "elsewhere")
-    for data, seen in ((f"folder:{pictures / 'train'}", 12), (f"folder:{tmp_path / 'elsewhere'}", 0)):
+    (tmp_path / "link").symlink_to(pictures / "train")
+    within = (f"folder:{place}" for place in (pictures / "train", tmp_path / "link"))
+    for data, seen in (*((data, 12) for data in within), (f"folder:{tmp_path / 'elsewhere'}", 0), ("shapes", None)):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found = evaluate(trained, ["knn"], data=data)
-        assert (found["pretrained_on"], found["tested"]) == (seen, 12)
+        assert found["pretrained_on"] == seen
         said = [str(w.message) for w in told if "were pre-trained on" in str(w.message)]
         assert (
             said == ["12 of 12 test pictures were pre-trained on, without their labels; judge on others"][: len(said)]

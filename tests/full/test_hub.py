@@ -110,6 +110,22 @@ def test_parquet_files_of_the_hub_are_streamed_as_shards(recipe, saved, shelf, t
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+def test_a_test_part_whose_labels_are_secret_gives_way_to_validation(saved, tmp_path, monkeypatch):
+    """As ImageNet's on the hub; a table and its parquet files alike."""
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    rows = datasets.load_from_disk(saved)
+    secret = rows["test"].map(lambda row: dict(kind=-1), features=rows["test"].features)
+    parts = dict(train=rows["train"], validation=rows["test"].select(range(20)), test=secret)
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "secret")
+    (tmp_path / "files").mkdir()
+    for name, part in parts.items():
+        part.to_parquet(tmp_path / "files" / f"{name}-00000-of-00001.parquet")
+    for spec in (f"hf:{tmp_path / 'secret'}", f"shards:{tmp_path / 'files'}"):
+        found, truth, _ = members(spec, "test")
+        assert len(found) == len(truth) == 20
+        assert set(truth.tolist()) <= {0, 1}
+
+
 def test_parquet_files_that_hold_no_pictures_are_said(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
     (tmp_path / "rows").mkdir()

@@ -408,6 +408,37 @@ def test_a_broken_labelled_picture_shifts_no_label(root, recipe, tmp_path):
     assert np.allclose(torch.cat([bank_labels, labels])[:, 0], shades / 8)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_picture_is_one_however_it_is_spelled(root, recipe, whole):
+    """Named through a link to its folder, or lying in one that the folder links to: its test part stays withheld."""
+    link = root.parent / "link"
+    if whole:
+        link.symlink_to(root)
+    else:
+        link.mkdir()
+        (link / "train").symlink_to(root)
+    lines = [dict(row, image=f"{'link' if whole else root.name}/{row['image']}") for row in good()]
+    path = write(root.parent / "labels.csv", lines)
+    table = Table(str(path), ("grade",), group_column="patient")
+    fields = dict(labels=table.labels, label_column=("grade",), group_column="patient")
+    for folder in (root, link):
+        trained = {p.name for p in data.training_files(recipe.replace(data=f"folder:{folder}", **fields))}
+        withheld = {p.name for p in read(table, folder).test.files}
+        assert withheld
+        assert trained == {f"{n:02}.png" for n in range(COUNT)} - withheld
+
+
+def test_folders_divide_however_they_are_spelled(tmp_path):
+    for part in ("train", "test"):
+        draw(tmp_path / "there" / part, [f"{n:02}.png" for n in range(10)])
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    lines = [dict(image=f"link/{part}/{n:02}.png", grade="ab"[n % 2]) for part in ("train", "test") for n in range(10)]
+    table = Table(str(write(tmp_path / "labels.csv", lines)), ("grade",))
+    for name in ("there", "link"):
+        found = read(table, tmp_path / name)
+        assert (found.division, len(found.test)) == ("the folders train and test", 10)
+
+
 def test_a_table_goes_with_a_folder(recipe):
     for make in (
         lambda: recipe.replace(data="cifar10", labels="a.csv"),

@@ -24,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
+from full_ijepa import pack as packing
 from full_ijepa import remote, shards, tars
 from full_ijepa.__main__ import main
 from full_ijepa.data import opened, probe_set, settled, training_set
@@ -161,6 +162,32 @@ def test_a_table_keeps_its_test_part_out_of_shards(short, pictures, tmp_path):
         said = [str(w.message) for w in told if "were pre-trained on" in str(w.message)]
         assert len(said) == bool(seen)
         assert not seen or re.search(r"12 of 12 test .*; pack the folder as it is judged .*--label-column way", said[0])
+
+
+def test_shards_packed_from_around_the_folder_that_is_judged_are_told(short, pictures, tmp_path):
+    """Packed from its training part alone, with links on the way; of shards that do not say what they hold, nothing."""
+    (tmp_path / "links").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "links" / part).symlink_to(pictures / part)
+    paths = sorted((pictures / "train").rglob("*.png"))
+    lines = [f"{p.relative_to(pictures)},{'across' if 'across' in p.parts else 'down'}" for p in paths]
+    (tmp_path / "way.csv").write_text("\n".join(["image,way", *lines]))
+    table = Table(str(tmp_path / "way.csv"), ("way",))
+    run = short.replace(probe_epochs=0.0, epochs=0.2)
+    for name, root in (("a", pictures / "train"), ("b", tmp_path / "links"), ("c", pictures / "test")):
+        pack(root, tmp_path / name)
+        pretrain(run.replace(data=f"shards:{tmp_path / name}"), tmp_path / f"run-{name}", progress=False)
+    said = json.loads((tmp_path / "c" / INDEX).read_text())
+    (tmp_path / "c" / INDEX).write_text(json.dumps({k: v for k, v in said.items() if k != "source"}))
+    for name, folder in (("a", pictures), ("b", tmp_path / "links"), ("c", pictures)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = evaluate(tmp_path / f"run-{name}", ("knn",), data=f"folder:{folder}", table=table)
+        tested = {path.name: path for path in read(table, folder).test.files}
+        trained = Shards(places(f"shards:{tmp_path / name}"))
+        both = sum(blob.name.rpartition("_")[2] in tested for blob in trained)
+        assert found["pretrained_on"] == (None if name == "c" else both)
+        assert name == "c" or both > 0
 
 
 def test_pictures_of_shards_are_embedded(run, pictures, packed, tmp_path):
@@ -364,6 +391,22 @@ def test_threads_read_what_one_reads(packed, monkeypatch):
             assert data == alone[number]
 
 
+def test_pack_leaves_nothing_behind_that_is_in_its_own_way(pictures, tmp_path, capsys, monkeypatch):
+    """It is told when too many are seen to be broken, and what it advises then goes."""
+    root = tmp_path / "pictures"
+    for n, path in enumerate(sorted(pictures.rglob("*.png"))):
+        (root / path.relative_to(pictures)).parent.mkdir(parents=True, exist_ok=True)
+        (root / path.relative_to(pictures)).write_bytes(b"" if n % 2 else path.read_bytes())
+    monkeypatch.setattr(packing, "TOGETHER", 4)
+    read, encoded = [], packing.encoded
+    monkeypatch.setattr(packing, "encoded", lambda *said: (read.append(1), encoded(*said))[1])
+    assert main(["pack", str(root), str(tmp_path / "out")]) == 2
+    assert "--allow-skipped" in capsys.readouterr().err
+    assert len(read) < 60
+    assert list((tmp_path / "out").iterdir()) == []
+    assert main(["pack", str(root), str(tmp_path / "out"), "--allow-skipped"]) == 0
+
+
 # --- other people's shards
 
 
@@ -408,6 +451,10 @@ def test_patterns_and_what_is_missing(tmp_path, packed):
     with pytest.raises(DataError, match="no folder"):
         places("shards:nowhere")
     assert places(f"shards:{packed}", "test")[0] == f"{packed}/test-000000.tar"
+    (tmp_path / "val-000000.tar").touch()
+    assert places(f"shards:{tmp_path}", "test") == [f"{tmp_path}/val-000000.tar"]
+    (tmp_path / "test-000000.tar").touch()
+    assert places(f"shards:{tmp_path}", "test") == [f"{tmp_path}/test-000000.tar"]
 
 
 # --- elsewhere
@@ -713,6 +760,26 @@ def test_room_is_bounded_when_several_come_at_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: remote.fetch(f"memory://room/{n}.tar", tmp_path, 3000), range(8)))
     assert sum(file.stat().st_size for file in tmp_path.glob("*.tar")) <= 3000
+
+
+def test_a_table_that_cannot_be_had_costs_no_more_than_a_warning(packed, served):
+    pytest.importorskip("aiohttp")
+    Server.troubles = {f"train-000000.tar{TABLE}": ["busy"] * 100}
+    with pytest.warns(UserWarning, match=rf"train-000000\.tar{TABLE} .*: the shard is fetched for what it says"):
+        there = labelled(f"shards:{served}", "train", 16)
+    assert torch.equal(there.labels, labelled(f"shards:{packed}", "train", 16).labels)
+
+
+def test_what_went_to_make_room_is_not_held_open(packed, served, tmp_path):
+    """Its bytes would stay on the disk."""
+    pytest.importorskip("aiohttp")
+    largest = max(file.stat().st_size for file in packed.glob("train-*.tar"))
+    found = Shards(places(f"shards:{served}"), 1, 2.2 * largest)
+    for number in range(len(found)):
+        assert found[number].getvalue()
+        held = {os.fstat(file.fileno()).st_ino: os.fstat(file.fileno()).st_size for file in found.files.values()}
+        kept = {file.stat().st_ino: file.stat().st_size for file in (tmp_path / "cache").rglob("*.tar")}
+        assert sum((held | kept).values()) <= 2.2 * largest
 
 
 @pytest.fixture
