@@ -8,7 +8,7 @@ from typing import Any
 
 from full_ijepa import metrics
 from full_ijepa.cost import shown
-from full_ijepa.evaluate.tables import cells, read_evaluation
+from full_ijepa.evaluate.tables import cells, leaked, read_evaluation
 from full_ijepa.recipes.base import Recipe
 
 UNKNOWN = "unknown"  # nobody said; the page says so
@@ -49,6 +49,7 @@ def card(recipe: Recipe, step: int, encoder: str, evaluation: Path, licence: str
     if told and told["step"] == step:
         lines += [
             f"{told['labels']} labels, {told['tested']} test pictures of `{data}`, seeds {told['seeds']}:",
+            *filter(None, [leaked(told)]),
             "",
         ]
         lines += scores(told)
@@ -56,5 +57,9 @@ def card(recipe: Recipe, step: int, encoder: str, evaluation: Path, licence: str
         lines += ["Not judged at this step."]
     said = "Nobody has said under which licence these weights may be used: ask, or say it with `--license`."
     lines += ["", "## Licence", "", said if licence == UNKNOWN else licence]
-    lines += ["", "## Recipe", "", "```json", json.dumps(recipe.__dict__, indent=1), "```", ""]
+    # Where pictures lie on this machine is nobody's concern.
+    scheme, _, where = recipe.data.partition(":")
+    short = f"{scheme}:{Path(where).name}" if scheme in ("folder", "shards") and "://" not in where else recipe.data
+    own = recipe.__dict__ | dict(data=short, labels=Path(recipe.labels).name)
+    lines += ["", "## Recipe", "", "```json", json.dumps(own, indent=1), "```", ""]
     return "\n".join(lines)

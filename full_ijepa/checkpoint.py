@@ -243,6 +243,12 @@ def about_of(path: Path) -> dict[str, Any]:
         return json.loads((file.metadata() or {})["about"])
 
 
+def files_of(folder: Path) -> str:
+    """The mark of the files that a run was trained on (`Names.mark`); "" where no checkpoint has one."""
+    paths = [*reversed(written(folder)), *best_of(folder)]
+    return next(filter(None, (about_of(path).get("files", "") for path in paths)), "")
+
+
 def best_of(folder: Path) -> dict[Path, Best]:
     """The best checkpoints of a folder, the best first: one, or two of a process that was killed between them.
 
@@ -314,7 +320,7 @@ def recipe_of(about: dict[str, Any], path: Path) -> Recipe:
 def compare(recipe: Recipe, about: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError if a checkpoint belongs to a run that learns something else."""
     # fields that came later have the values that they had before
-    saved, ours = (asdict(found.filled()) for found in (recipe_of(about, path), recipe))
+    saved, ours = (asdict(found.filled().located()) for found in (recipe_of(about, path), recipe))
     odd = [n for n in ours if n not in FREE and saved.get(n) != ours[n]]
     if odd:
         told = ", ".join(f"{n} {saved.get(n)} there, {ours[n]} here" for n in odd)

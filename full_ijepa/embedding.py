@@ -85,9 +85,9 @@ class Features:
         size = self.values[0].numel() if len(self) else 1
         flat = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(self.values.flatten().numpy()), size)
         shape = "x".join(map(str, self.values.shape[1:]))
-        table = pyarrow.table(
-            {"name": list(self.names), "values": flat}, metadata={"shape": shape, "encoder": self.encoder}
-        )
+        names = [as_text(name) for name in self.names]
+        about = {"shape": shape, "encoder": self.encoder}
+        table = pyarrow.table({"name": names, "values": flat}, metadata=about)
         parquet.write_table(table, path)
 
     @classmethod
@@ -136,6 +136,11 @@ class Features:
             rows = zip(index.tolist(), cosine.tolist(), strict=True)
             found += [[(self.names[i], c) for i, c in zip(*row, strict=True)] for row in rows]
         return found
+
+
+def as_text(name: str) -> str:
+    """A file's name as UTF-8, which names on old disks need not be: what is not becomes a question mark."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def writable(path: Path | str) -> Path:

@@ -331,7 +331,7 @@ class Loop:
         if t.world.any(t.world.leads and better):  # numbers of other processes may differ in the last digit
             self.make_room("best")
             part = checkpoint.collect(t.model, [], t.world.leads)
-            self.saver.add("best", t.step, part, dict(steps=t.steps, best=asdict(now)))
+            self.saver.add("best", t.step, part, dict(steps=t.steps, files=t.files, best=asdict(now)))
             self.beaten[t.step], self.best = self.best, now
         # A run that goes on from before its best step finds it again.
         return {f"best_{self.judge}": now.value} if self.best and self.best.step == t.step else {}

@@ -13,6 +13,7 @@ import secrets
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ class Names(Sequence[Path]):
         if self.chosen is not None:
             return Names.of(self.root, map(self.name, range(len(self)))).tensors()
         return dict(text=torch.from_numpy(self.text.copy()), ends=torch.from_numpy(self.ends))
+
+    @property
+    def mark(self) -> str:
+        """Eight hex digits that change with the names and their order."""
+        return f"{zlib.crc32(self.tensors()['text'].numpy()):08x}"
 
     def __len__(self) -> int:
         return len(self.ends if self.chosen is None else self.chosen)
@@ -107,7 +113,8 @@ def write(file: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, part)
         part.replace(file)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         warnings.warn(f"{file.parent} cannot be written ({error}): every process makes its own copy", stacklevel=3)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from full_ijepa.data import training_files
@@ -40,6 +40,9 @@ from toy_ijepa.folders import check_skipped, class_of, classes_below, find_names
 QUALITY = 95  # of JPEG, where pictures are made smaller: little is lost a second time
 UNITS = dict(kB=1e3, MB=1e6, GB=1e9)
 TOGETHER = 64  # pictures read at a time
+SOURCES = "sources"  # in the table beside a shard: what its pictures were called
+
+Sample = tuple[str, dict[str, bytes], str]  # its name, its members by ending, and its file's name below the folder
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ def parts_of(root: Path) -> tuple[dict[str, Names], list[str]]:
     elif (root / "val").is_dir():  # as ImageNet calls it
         parts["test"] = Names.of(root / "val", classes_below(root / "val", SUFFIXES))
     for files in parts.values():
+        if not len(files):
+            raise DataError(f"no pictures in {files.root}: fill it, or remove it")
         if unknown := set(files.classes) - set(classes):
             raise DataError(f"{files.root} has a class {min(unknown)!r} that {base} does not")
     return parts, list(classes)
@@ -123,8 +128,8 @@ def parts_of(root: Path) -> tuple[dict[str, Names], list[str]]:
 
 def samples(
     names: Names, classes: list[str], side: int | None, skipped: list[str], check: Callable[[], None]
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Name of each sample and its members by ending, in a random order; what cannot be read is added to `skipped`.
+) -> Iterator[Sample]:
+    """Samples in a random order; what cannot be read is added to `skipped`.
 
     check  is called now and then; it raises DataError where that is too much
     """
@@ -142,21 +147,20 @@ def samples(
                 members, label = {suffix.removeprefix("."): data}, class_of(names.name(n))
                 if label in number:
                     members["cls"] = str(number[label]).encode()
-                yield f"{place:09}-{stem_of(names.name(n))}", members
+                # WebDataset cuts names at the first dot; a number keeps those apart that differ in what is left out.
+                stem = re.sub(r"[^\w-]+", "_", names.name(n).rpartition(".")[0])
+                yield f"{place:09}-{stem}", members, names.name(n)
             check()
 
 
-def stem_of(name: str) -> str:
-    """What a sample is called after its number, from its file's name below the folder.
-
-    WebDataset cuts names at the first dot; the number keeps those apart that differ in what is left out.
-    """
-    return re.sub(r"[^\w-]+", "_", name.rpartition(".")[0])
+def sources_of(table: Path) -> list[str]:
+    """Names of the files that a shard was packed from, below their folder, from the table beside it."""
+    return [os.fsdecode(name) for name in load_file(table)[SOURCES].tobytes().split(b"\n")]
 
 
 def mark_of(root: Path) -> str:
     """Says in an index which folder was packed, to who knows the folder, and to nobody else."""
-    return hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:12]
 
 
 def encoded(path: Path, side: int | None) -> tuple[str, bytes] | str:
@@ -186,22 +190,21 @@ def encoded(path: Path, side: int | None) -> tuple[str, bytes] | str:
         return blame(path, error)
 
 
-def write_part(
-    out: Path, part: str, members: Iterator[tuple[str, dict[str, bytes]]], shard_size: float
-) -> dict[str, dict[str, int | str]]:
+def write_part(out: Path, part: str, members: Iterator[Sample], shard_size: float) -> dict[str, dict[str, int | str]]:
     """Shards of about `shard_size` bytes; what the index says of each, by name."""
     found, waiting = {}, iter(members)
     while (first := next(waiting, None)) is not None:
         name = f"{part}-{len(found):06}.tar"
-        target, pictures, used = out / f"{name}.part", 0, 0
+        target, sources, used = out / f"{name}.part", [], 0
         with target.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             while first is not None:
-                used += add(tar, *first)
-                pictures += 1
+                used += add(tar, *first[:2])
+                sources.append(os.fsencode(first[2]))
                 first = next(waiting, None) if used < shard_size else None
-        save_file(read_table(target).tensors(), out / f"{name}{TABLE}")
+        text = np.frombuffer(b"\n".join(sources), dtype=np.uint8).copy()
+        save_file(read_table(target).tensors() | {SOURCES: text}, out / f"{name}{TABLE}")
         sums = dict(sha256=checksum(target), table=checksum(out / f"{name}{TABLE}"))
-        found[name] = dict(pictures=pictures, bytes=target.stat().st_size, **sums)
+        found[name] = dict(pictures=len(sources), bytes=target.stat().st_size, **sums)
         target.replace(out / name)
     return found
 

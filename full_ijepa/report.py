@@ -23,7 +23,7 @@ from full_ijepa.cost import span
 from full_ijepa.evaluate.features import matmul, pooled
 from full_ijepa.evaluate.pictures import Labelled, labelled
 from full_ijepa.evaluate.run import fresh, load_run
-from full_ijepa.evaluate.tables import cells, read_evaluation, suffix_of, told
+from full_ijepa.evaluate.tables import cells, leaked, read_evaluation, suffix_of, told
 from full_ijepa.labels import Task, task_of
 from full_ijepa.look import look
 from full_ijepa.methods import IJEPA
@@ -230,7 +230,9 @@ def notes(evaluations: dict[str, dict[str, Any]]) -> str:
     """What was judged on what."""
     lines = [
         f"{name}: {e['encoder']} encoder at step {e['step']}; {e['data']}, {e['labels']} labels, {e['tested']} test "
-        f"pictures; seeds {e['seeds']}" + (f"; {told(e)}" if e["table"] else "")
+        f"pictures; seeds {e['seeds']}"
+        + (f"; {told(e)}" if e["table"] else "")
+        + (f"; {leaked(e)}" if leaked(e) else "")
         for name, e in evaluations.items()
     ]
     return listed(lines)

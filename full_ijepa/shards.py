@@ -83,7 +83,10 @@ def places(spec: str, part: str = "train") -> list[str]:
         return found
     listed = {*index_of(folder).get("shards", {})}  # a shard that is lost is missed
     if not (listed and remote.is_remote(folder)):  # web servers need not list folders
-        listed |= {*remote.listing(folder)}
+        there = {*remote.listing(folder)}
+        if not listed and any(name.endswith(".tar.part") for name in there):
+            raise DataError(f"{folder} holds what a `pack` left that was stopped: remove it, and pack anew")
+        listed |= there
     names = sorted(name for name in listed if name.endswith(ENDINGS))
     for called in TESTS if part == "test" else (part,):
         if kept := [name for name in names if re.match(f"{called}-", name)]:

@@ -11,6 +11,7 @@ import tarfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,10 @@ def kept_table(
             save_file(made.tensors(), part, metadata=dict(mark=mark, size=str(made.size)))
             part.replace(kept)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            warnings.warn(f"the table of {place} is not kept ({error}); it is made anew next time", stacklevel=2)
+            with suppress(OSError):
+                part.unlink()
+            told = f"tables of shards are not kept in {cache} ({type(error).__name__}); they are made anew next time"
+            warnings.warn(told, stacklevel=2)  # Python says one text once
     return made
 
 

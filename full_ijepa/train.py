@@ -24,6 +24,7 @@ from full_ijepa.journal import check_boards
 from full_ijepa.loop import Loop, Run, listening
 from full_ijepa.machine import OwnTime
 from full_ijepa.masking import Drawn, beside
+from full_ijepa.names import Names
 from full_ijepa.order import Micro
 from full_ijepa.recipes.base import Recipe
 from toy_ijepa import trouble
@@ -87,6 +88,7 @@ class Trainer:
         with here.leader_first():
             recipe = settled(recipe, self.pictures) if data is None else recipe
             self.data = training_set(recipe, here.device, self.pictures) if data is None else data
+        self.files = self.pictures.mark if isinstance(self.pictures, Names) else ""
         self.recipe, self.world = recipe, here
         set_up(recipe, here.device)
         self.parts = accumulation(recipe, here.size)
@@ -128,6 +130,11 @@ class Trainer:
                 f"{folder} has a run of {was} pictures and {about['steps']} steps, now there are {len(self.data)} and "
                 f"{self.steps}: the pictures have changed. Put them back, or choose another --out"
             )
+        if about.get("files", self.files) != self.files:
+            raise checkpoint.CheckpointError(
+                f"{folder} has a run of as many pictures with other names: they have changed. Put them back, or choose "
+                "another --out"
+            )
         checkpoint.restore(self.model, self.optimisers, tensors)
         self.scaler.load_state_dict(about["scaler"])
         self.step, self.seconds = about["step"], about["seconds"]
@@ -135,7 +142,7 @@ class Trainer:
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says beside its numbers and its recipe."""
-        about = dict(seconds=self.seconds, steps=self.steps, pictures=len(self.data))
+        about = dict(seconds=self.seconds, steps=self.steps, pictures=len(self.data), files=self.files)
         return about | dict(scaler=self.scaler.state_dict())
 
     def batches(self, start: int, steps: int) -> Iterator[tuple[Tensor, Drawn]]:
@@ -216,7 +223,7 @@ def pretrain(
         from full_ijepa.recipes import RECIPES
 
         recipe = lookup(RECIPES, recipe, "recipe")
-    out = Path(out)
+    recipe, out = recipe.located(), Path(out)
     balance.refuse(recipe)
     check_boards(recipe)
     with world(device) as here, listening() as interrupt, told_plainly():

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -174,7 +175,7 @@ def common_size(files: list[Path], image_size: int | None) -> int | None:
 def fingerprint(files: list[Path], classes: tuple[str, ...], root: Path, image_size: int | None) -> str:
     """A hash of names, sizes and times of the files, of the classes and the size asked for: changes with the source."""
     lines = [f"{f.relative_to(root)} {stamp(f)}" for f in files]
-    return hashlib.sha256("\n".join([f"v4 {image_size} {classes}", *lines]).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join([f"v4 {image_size} {classes}", *lines]))).hexdigest()
 
 
 def stamp(path: Path) -> str:
@@ -278,5 +279,6 @@ def write_cache(path: Path, mark: str, images: ImageSet) -> None:
         save_file(dict(images=images.images.contiguous(), labels=images.labels), part, metadata=about)
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         warnings.warn(f"decoded pictures not cached ({error}); they will be decoded again next time", stacklevel=2)

@@ -139,7 +139,7 @@ def together(makers: Sequence[Make], data: Labelled, here: World, folder: Path |
                 found[n][part.start - mine.start : part.stop - mine.start] = x.cpu()
             told.update(len(images))
         if not mine:  # more processes than chunks: no row, but rows as wide as those of the others
-            found = [make(data.take(slice(0, 1)).to(here.device))[:0].cpu() for make in makers]
+            found = [make(data.blank().to(here.device))[:0].cpu() for make in makers]
     return found
 
 
@@ -212,7 +212,7 @@ def tokens_of(encoder: Encoder, data: Labelled, here: World, dtype: torch.dtype 
     Each process encodes its share and keeps all of them, for any may be drawn in it.
     """
     make = all_tokens(encoder, dtype)
-    one = make(data.take(slice(0, 1)).to(here.device))
+    one = make(data.blank().to(here.device))
     if len(data) * one.nbytes * here.size > KEPT:
         return Streamed(data, make)
     return placed(gathered(together([make], data, here)[0], len(data), here), here.device)

@@ -125,6 +125,10 @@ class Labelled:
         empty = np.empty((0, self.pixels.channels, *self.sides), self.pixels.depth)
         return torch.from_numpy(np.stack(found) if found else empty)
 
+    def blank(self) -> Tensor:
+        """A picture (1, C, H, W) of zeros, to see what is made of one without reading any."""
+        return torch.from_numpy(np.zeros((1, self.pixels.channels, *self.sides), self.pixels.depth))
+
     def check_any_order(self) -> None:
         """Raise DataError if they can only be had in order: shards that are elsewhere and do not fit here."""
         if isinstance(self.source, Places) and isinstance(self.source.pictures, Shards):
@@ -204,11 +208,14 @@ def labelled(
             raise DataError(f"{where} lies in no class that training has; {len(odd)} such pictures in {split}")
         whole = Labelled(Places(found), truth, classes, image_size, pixels)
     if not table and len(whole.classes) < 2:
+        packed = " (--data folder:PATH, what they were packed from)" if name.startswith("shards:") else ""
         raise DataError(
-            f"{name} has no classes: judge it by at least two class folders, or a folder by a table (--labels)"
+            f"{name} has no classes: judge at least two class folders, or a folder{packed} by a table (--labels)"
         )
     if isinstance(whole.source, Places) and not pixels.photographs:
         compare(whole.source.pictures, pixels)
+    if most is not None and most < 2:
+        raise DataError(f"at most {most} labelled pictures teach nothing: --most takes a number from 2 on")
     if most is None or most >= len(whole):
         return whole
     chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:most]

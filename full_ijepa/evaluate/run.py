@@ -25,7 +25,7 @@ from full_ijepa.evaluate.protocols import PROTOCOLS, Subject
 from full_ijepa.evaluate.tables import suffix_of
 from full_ijepa.labels import task_of
 from full_ijepa.machine import pick
-from full_ijepa.recipes.base import Recipe
+from full_ijepa.recipes.base import Recipe, in_full
 from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.vit import Encoder, build_encoder, fingerprint
 from toy_ijepa.recipe import lookup
@@ -83,7 +83,7 @@ def evaluate(
     pick(device)  # a word about a GPU that is not there
     with world(device) as here:
         recipe, method, step = load_run(out, here.device, which, here)
-        name = data or recipe.data
+        name = in_full(data) if data else recipe.data
         if not table and table != NO_TABLE:
             raise ValueError("columns and a task are those of a table of labels: name it too (--labels FILE)")
         if same_set(name, recipe.data):
@@ -91,7 +91,7 @@ def evaluate(
         views = dict(pixels=recipe.pixels, table=table, room=1e9 * recipe.shard_room, here=here)
         train = labelled(name, "train", recipe.image_size, most, **views)
         test = labelled(name, "test", recipe.image_size, **views)
-        task = about(recipe, name, table, test) if here.leads else {}
+        task = about(recipe, name, table, test, checkpoint.files_of(out / "checkpoints")) if here.leads else {}
         own = method.probed if encoder == "target" else method.encoder
         subjects = subjects_of(own, recipe, train, test, seeds, here, out)
         rows: dict[str, dict[str, list]] = {}
@@ -134,7 +134,7 @@ def same_set(one: str, other: str) -> bool:
     """Whether two names are of one set: a folder may be spelled in many ways."""
     if one.startswith("folder:") and other.startswith("folder:"):
         return folder_of(one).resolve() == folder_of(other).resolve()
-    return one == other
+    return in_full(one) == in_full(other)
 
 
 def subjects_of(
@@ -201,9 +201,12 @@ def written(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def about(recipe: Recipe, name: str, table: Table, test: Labelled) -> dict[str, Any]:
-    """What the task is, how many test pictures were pre-trained on, and of a table: its columns, what divided."""
-    seen = seen_before(recipe, name, table, test)
+def about(recipe: Recipe, name: str, table: Table, test: Labelled, files: str) -> dict[str, Any]:
+    """What the task is, how many test pictures were pre-trained on, and of a table: its columns, what divided.
+
+    files  the mark of those that the run was trained on
+    """
+    seen = seen_before(recipe, name, table, test, files)
     found = dict(task=task_of(test.labels), uneven=metrics.uneven(test.labels), table=None, pretrained_on=seen)
     if not table:
         return found

@@ -54,10 +54,17 @@ def told(result: dict[str, Any]) -> str:
     return f"{columns}: {which}; divided by {result['division']}"
 
 
+def leaked(result: dict[str, Any]) -> str:
+    """How many test pictures were pre-trained on, in words; "" for none, or where it is not known."""
+    seen = result.get("pretrained_on")
+    return f"{seen} of {result['tested']} test pictures were pre-trained on, without their labels" if seen else ""
+
+
 def table(result: dict[str, Any]) -> str:
     """The numbers that the task is judged by as text: a row an encoder, a column a protocol."""
     rows = list(dict.fromkeys(row for by in result["protocols"].values() for row in by))
     lines = [told(result)] if result["table"] else []
+    lines += filter(None, [leaked(result)])
     for name in metrics.shown(result["task"], result["uneven"]):
         if columns := cells(result, name):
             of = f"{result['tested']} test pictures of {result['data']}, {result['labels']} labels"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -287,9 +288,22 @@ class Recipe:
         known = self.pixels
         return self.replace(channels=known.channels, depth=known.depth, mean=known.mean, std=known.std)
 
+    def located(self) -> Recipe:
+        """The same recipe with paths in full: it means the same from whatever folder a command is called."""
+        labels = os.path.abspath(os.path.expanduser(self.labels)) if self.labels else ""
+        return self.replace(data=in_full(self.data), labels=labels)
+
     def replace(self, **changes) -> Recipe:
         """The same recipe with other values. Raises ValueError if they do not fit together."""
         return dataclasses.replace(self, **changes)
+
+
+def in_full(data: str) -> str:
+    """The name of a set, the path in it absolute."""
+    scheme, _, where = data.partition(":")
+    if scheme not in ("folder", "shards") or "://" in where:
+        return data
+    return f"{scheme}:{os.path.abspath(os.path.expanduser(where))}"
 
 
 # What a mask strategy has no choice of: the value that it always has, None where the word means nothing to it. What is

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from full_ijepa import evaluate as package
 from full_ijepa import labels
+from full_ijepa.checkpoint import CheckpointError
 from full_ijepa.evaluate import evaluate, heads, protocols, run, tuning
 from full_ijepa.evaluate.features import alone, pooled, tokens_of
 from full_ijepa.evaluate.pictures import labelled
@@ -332,6 +334,8 @@ def test_broken_pictures_are_named_together(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(package.pictures, "THREADS", 1)
     broken = labelled(f"folder:{root}", "test", 16)
     assert len(labelled(f"folder:{root}", "train", 16).images()) == 60
+    with pytest.raises(DataError, match=r"3 of the labelled pictures cannot"):
+        tokens_of(build_encoder("toy", 16, 4), broken, alone())
     with pytest.raises(DataError, match=r"3 of the labelled pictures cannot be read: .*000\.png.*020\.png.*058\.png"):
         broken.images()
     monkeypatch.setattr(package.pictures, "NAMING", 0.0)
@@ -343,7 +347,17 @@ def test_pictures_that_were_trained_on_are_told_wherever_the_folder_begins(train
     """The run's folder inside the one that is judged, and the one that is judged inside the run's."""
     shutil.copytree(pictures / "test", tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(pictures / "train")
-    within = (f"folder:{place}" for place in (pictures / "train", tmp_path / "link"))
+    for name in ("classes", "files"):  # links to each class folder, and to each file
+        for path in (pictures / "train").iterdir():
+            (tmp_path / name).mkdir(exist_ok=True)
+            if name == "classes":
+                (tmp_path / name / path.name).symlink_to(path)
+                continue
+            (tmp_path / name / path.name).mkdir()
+            for file in path.iterdir():
+                (tmp_path / name / path.name / file.name).symlink_to(file)
+    places = (pictures / "train", tmp_path / "link", tmp_path / "classes", tmp_path / "files")
+    within = (f"folder:{place}" for place in places)
     for data, seen in (*((data, 12) for data in within), (f"folder:{tmp_path / 'elsewhere'}", 0), ("shapes", None)):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -354,6 +368,32 @@ def test_pictures_that_were_trained_on_are_told_wherever_the_folder_begins(train
             said == ["12 of 12 test pictures were pre-trained on, without their labels; judge on others"][: len(said)]
         )
         assert len(said) == bool(seen)
+
+
+def test_a_folder_that_has_changed_since_is_told(recipe, pictures, tmp_path, monkeypatch):
+    """One picture more, and every fifth is another; from wherever the command is called, and where it is gone."""
+    root = shutil.copytree(pictures / "train", tmp_path / "grown")
+    monkeypatch.chdir(tmp_path)
+    pretrain(recipe.replace(data="folder:grown", epochs=0.2, warmup_epochs=0.1), Path("run"), progress=False)
+    monkeypatch.chdir(tmp_path.parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(tmp_path / "run", ["knn"])["pretrained_on"] == 0
+    shutil.copy(root / "down" / "001.png", root / "down" / "000.png")
+    with pytest.warns(UserWarning, match=r"which test pictures .* cannot be told: \S+grown has changed since"):
+        assert evaluate(tmp_path / "run", ["knn"])["pretrained_on"] is None
+    (root / "down" / "003.png").unlink()  # as many as before
+    with pytest.raises(CheckpointError, match="as many pictures with other names"):
+        pretrain(recipe.replace(data=f"folder:{root}", epochs=0.2, warmup_epochs=0.1), tmp_path / "run", resume=True)
+    root.rename(tmp_path / "moved")
+    with pytest.warns(UserWarning, match="cannot be told: no folder"):
+        evaluate(tmp_path / "run", ["knn"], data=f"folder:{pictures}")
+
+
+@pytest.mark.parametrize("most", [0, 1, -3])
+def test_too_few_labels_are_refused(trained, most):
+    with pytest.raises(DataError, match=f"at most {most} labelled pictures teach nothing"):
+        evaluate(trained, ["linear"], most=most)
 
 
 def test_pictures_outside_the_classes_are_refused(tmp_path, pictures):

@@ -391,6 +391,33 @@ def test_threads_read_what_one_reads(packed, monkeypatch):
             assert data == alone[number]
 
 
+def test_names_that_look_alike_are_not_taken_for_one_another(short, tmp_path):
+    """A suffix, a dot or a folder apart: no false alarm about what the table withheld."""
+    for n in range(20):
+        for name in (f"a/{n}.png", f"a_{n}.png", f"a/{n}.ppm"):
+            (tmp_path / "alike" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((20, 20), 40).convert("RGB").save(tmp_path / "alike" / name)
+    paths = sorted((tmp_path / "alike").rglob("*.p*"))
+    sides = ["test" if path.suffix == ".ppm" else "train" for path in paths]
+    lines = [
+        f"{p.relative_to(tmp_path / 'alike')},{'xy'[n % 2]},{side}"
+        for n, (p, side) in enumerate(zip(paths, sides, strict=True))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["image,kind,side", *lines]))
+    table = Table(str(tmp_path / "t.csv"), ("kind",), split_column="side")
+    pack(tmp_path / "alike", tmp_path / "out", table=table)
+    pretrain(short.replace(data=f"shards:{tmp_path / 'out'}", probe_epochs=0.0), tmp_path / "run", progress=False)
+    found = evaluate(tmp_path / "run", ("knn",), data=f"folder:{tmp_path / 'alike'}", table=table)
+    assert (found["pretrained_on"], found["tested"]) == (0, 20)
+
+
+def test_what_a_stopped_pack_left_is_not_trained_on(packed, tmp_path):
+    left = spoil(tmp_path / "left", packed, lambda file: file.rename(f"{file}.part"))
+    (left / INDEX).unlink()
+    with pytest.raises(DataError, match="what a `pack` left that was stopped: remove it, and pack anew"):
+        places(f"shards:{left}")
+
+
 def test_pack_leaves_nothing_behind_that_is_in_its_own_way(pictures, tmp_path, capsys, monkeypatch):
     """It is told when too many are seen to be broken, and what it advises then goes."""
     root = tmp_path / "pictures"
