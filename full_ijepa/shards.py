@@ -203,7 +203,7 @@ class Shards(Sequence[Blob]):
         total = sum(self.known(shard).get("bytes") or self.largest for shard in range(len(self.places)))
         if total > self.room:
             raise DataError(
-                f"these pictures are drawn in random order from {len(self.places)} shards, {total / 1e9:.1f} GB, and "
+                f"these pictures are drawn in random order from {len(self.places)} shards, {total / 1e9:.3g} GB, and "
                 f"shard_room is {self.room / 1e9:g}: copy the shards to this machine and name their folder, or choose "
                 "protocols that go through them in order (knn, linear, lowshot, paper)"
             )
@@ -216,7 +216,7 @@ class Shards(Sequence[Blob]):
         if needed > self.room:
             raise DataError(
                 f"{self.order.together} shards are shuffled together and as many are fetched ahead: up to "
-                f"{needed / 1e9:.1f} GB, shard_room is {self.room / 1e9:g}. Raise it, or lower --shards-together"
+                f"{needed / 1e9:.3g} GB, shard_room is {self.room / 1e9:g}. Raise it, or lower --shards-together"
             )
 
     def __getitem__(self, number: int) -> Blob:
