@@ -21,6 +21,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from full_ijepa.recipes.base import SCHEMA, Recipe
 # how fast it is computed, or what is written, not what is learned.
 FREE = {"workers", "shard_room", "checkpointing", "compile", "parallel", "shard_size", "log_every", "keep"}
 FREE |= {"checkpoint_epochs", "watch_every", "probe_epochs", "log_to", "allow_high_rate", "allow_skipped"}
+
+# What reading the description of a damaged one raises.
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError)
 
 
 class CheckpointError(ValueError):
@@ -245,8 +249,11 @@ def about_of(path: Path) -> dict[str, Any]:
 
 def files_of(folder: Path) -> str:
     """The mark of the files that a run was trained on (`Names.mark`); "" where no checkpoint has one."""
-    paths = [*reversed(written(folder)), *best_of(folder)]
-    return next(filter(None, (about_of(path).get("files", "") for path in paths)), "")
+    for path in [*reversed(written(folder)), *best_of(folder)]:
+        with suppress(*DAMAGED):  # told by who loads it
+            if found := about_of(path).get("files"):
+                return found
+    return ""
 
 
 def best_of(folder: Path) -> dict[Path, Best]:
@@ -258,7 +265,7 @@ def best_of(folder: Path) -> dict[Path, Best]:
     for path in written(folder, "best"):
         try:
             found[path] = Best(**about_of(path)["best"])
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        except DAMAGED:
             continue  # half a file never has this name, so it was damaged later: a worse one, or none, is left
     # A probe says more than a rank, with which it cannot be compared: a run may have changed from one to the other.
     ranked = sorted(found.items(), key=lambda item: (item[1].by == "knn", item[1].value), reverse=True)

@@ -173,6 +173,7 @@ def test_whoever_judges_is_told_of_a_damaged_checkpoint(tmp_path, recipe, made):
     checkpoint.path_of(tmp_path, 2).write_bytes(b"half")
     with pytest.warns(UserWarning, match="truncated or not a checkpoint.*the checkpoint before it is used"):
         assert checkpoint.choose(tmp_path)[1]["step"] == 1
+    assert checkpoint.files_of(tmp_path) == ""
 
 
 def test_a_recipe_of_a_newer_version_is_said(recipe):
