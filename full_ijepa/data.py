@@ -35,7 +35,7 @@ from full_ijepa.table import Followed, Table
 from toy_ijepa import data as toy
 from toy_ijepa.decoding import DataError
 from toy_ijepa.folders import SUFFIXES as PICTURES
-from toy_ijepa.folders import ImageSet, find_names, names_below
+from toy_ijepa.folders import ImageSet, classes_below, find_names, names_below
 
 __all__ = [
     "Crops", "Micro", "Resident", "Skipped", "Stream", "accumulation", "augment", "draw_crops", "mix", "opened",
@@ -148,6 +148,16 @@ def training_files(recipe: Recipe) -> Names:
     if found := [name for name in names_below(base, SUFFIXES) if real(base / name) not in withheld]:
         return Names.of(base, found)
     raise DataError(f"no pictures in {base} that {recipe.labels} does not give to the test part")
+
+
+def split_names(root: Path, split: str) -> tuple[Path, list[str], tuple[str, ...]]:
+    """As `find_names`; ImageNet calls its test part `val`."""
+    if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
+        _, _, classes = find_names(root, "train", SUFFIXES)
+        if found := classes_below(root / "val", SUFFIXES):
+            return root / "val", found, classes
+        raise DataError(f"no pictures in {root / 'val'}: expected {', '.join(SUFFIXES)}, in one folder a class")
+    return find_names(root, split, SUFFIXES)
 
 
 def named(found: ImageSet) -> Skipped:

@@ -22,8 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from full_ijepa import labels
-from full_ijepa.data import SCHEMES, SMALL, folder_of, members
-from full_ijepa.evaluate.pictures import split_names
+from full_ijepa.data import SCHEMES, SMALL, folder_of, members, split_names
 from full_ijepa.formats import SUFFIXES, Kind, Picture, Place, Stack
 from full_ijepa.pixels import PHOTOGRAPHS, SAMPLED, Pixels, measure, settle, some, survey
 from full_ijepa.remote import is_remote

@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from full_ijepa.data import training_files
+from full_ijepa.data import split_names, training_files
 from full_ijepa.formats import SUFFIXES, describe, read_values
 from full_ijepa.names import Names
 from full_ijepa.order import mix, shuffled
@@ -35,7 +35,7 @@ from full_ijepa.shards import index_of
 from full_ijepa.table import NO_TABLE, Table
 from full_ijepa.tars import INDEX, TABLE, read_table
 from toy_ijepa.decoding import DataError, blame, read_pixels
-from toy_ijepa.folders import check_skipped, class_of, classes_below, find_names
+from toy_ijepa.folders import check_skipped, class_of, find_names
 
 QUALITY = 95  # of JPEG, where pictures are made smaller: little is lost a second time
 UNITS = dict(kB=1e3, MB=1e6, GB=1e9)
@@ -113,14 +113,9 @@ def parts_of(root: Path) -> tuple[dict[str, Names], list[str]]:
     """The files of the training and test part, and the names of all classes; no test part where there is none."""
     base, names, classes = find_names(root, "train", SUFFIXES)
     parts = {"train": Names.of(base, names)}
-    if base == root or (root / "test").is_dir():
-        other, names, _ = find_names(root, "test", SUFFIXES)
-        parts["test"] = Names.of(other, names)
-    elif (root / "val").is_dir():  # as ImageNet calls it
-        parts["test"] = Names.of(root / "val", classes_below(root / "val", SUFFIXES))
+    if base == root or (root / "test").is_dir() or (root / "val").is_dir():
+        parts["test"] = Names.of(*split_names(root, "test")[:2])
     for files in parts.values():
-        if not len(files):
-            raise DataError(f"no pictures in {files.root}: fill it, or remove it")
         if unknown := set(files.classes) - set(classes):
             raise DataError(f"{files.root} has a class {min(unknown)!r} that {base} does not")
     return parts, list(classes)

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from toy_ijepa.environment import MachineError
 from toy_ijepa.folders import MOST_SKIPPED, check_skipped, listed
 
 FEW = 200  # pictures seen before the share of broken ones is judged
+MOMENT = 2.0  # s in which the signal of a worker's death arrives
 TRIES = 10  # broken pictures in a row before a stream gives up
 AHEAD = 4  # micro-batches that each worker has ready
 SHARED = Path("/dev/shm")  # where Linux keeps what workers hand over
@@ -262,10 +264,21 @@ def told_plainly() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DataError(
-            f"a process that decodes pictures died ({str(error).splitlines()[0]}): out of memory? Lower workers or "
-            "micro_batch; --resume auto continues from the last checkpoint"
-        ) from None
+        raise death(error) from None
+    except (ConnectionError, EOFError):  # a worker died while it handed over: the signal may come a moment later
+        try:
+            time.sleep(MOMENT)
+        except RuntimeError as error:
+            raise death(error) from None
+        raise
+
+
+def death(error: RuntimeError) -> DataError:
+    """What torch says of a worker that died, and what to do."""
+    return DataError(
+        f"a process that decodes pictures died ({str(error).splitlines()[0]}): out of memory? Lower workers or "
+        "micro_batch; --resume auto continues from the last checkpoint"
+    )
 
 
 def quiet(_: int, trainer: int) -> None:

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from full_ijepa import labels
-from full_ijepa.data import ALONE, SCHEMES, SMALL, folder_of, members
+from full_ijepa.data import ALONE, SCHEMES, SMALL, folder_of, members, split_names
 from full_ijepa.distributed import World
 from full_ijepa.evaluate.sets import SETS, Pictures, fetch
-from full_ijepa.formats import SUFFIXES, Places
+from full_ijepa.formats import Places
 from full_ijepa.names import Names, check_alike, once
 from full_ijepa.pixels import PHOTOGRAPHS, Pixels, both, compare, fit
 from full_ijepa.shards import Shards
 from full_ijepa.table import NO_TABLE, Table
 from toy_ijepa import data as toy
-from toy_ijepa.folders import DataError, ImageSet, class_of, classes_below, find_names, listed
+from toy_ijepa.folders import DataError, ImageSet, class_of, listed
 from toy_ijepa.recipe import lookup
 
 CHUNK = 125  # pictures read, resized or encoded at a time
@@ -238,13 +238,3 @@ def split_files(root: Path, split: str, here: World = ALONE) -> tuple[Names, Ten
     check_alike(here, text, root)
     base, *classes = map(str, Names(Path(), said, where))
     return Names(root / base, text, ends), found["truth"], tuple(classes)
-
-
-def split_names(root: Path, split: str) -> tuple[Path, list[str], tuple[str, ...]]:
-    """As `find_names`; ImageNet calls its test part `val`."""
-    if split == "test" and not (root / "test").is_dir() and (root / "val").is_dir():
-        _, _, classes = find_names(root, "train", SUFFIXES)
-        if found := classes_below(root / "val", SUFFIXES):
-            return root / "val", found, classes
-        raise DataError(f"no pictures in {root / 'val'}: expected {', '.join(SUFFIXES)}, in one folder a class")
-    return find_names(root, split, SUFFIXES)

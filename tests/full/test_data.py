@@ -205,6 +205,21 @@ def test_many_broken_pictures_in_a_row_are_passed_where_that_is_allowed(recipe, 
     assert found.images.shape[0] == 2
 
 
+def test_a_worker_that_dies_while_it_hands_over_is_told_plainly(monkeypatch):
+    """Its connection breaks before the signal of its death arrives; another broken connection stays what it is."""
+
+    def signalled(_: float) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    for error in (ConnectionResetError("reset by peer"), EOFError()):
+        monkeypatch.setattr(streams.time, "sleep", lambda _: None)
+        with pytest.raises(type(error)), told_plainly():
+            raise error
+        monkeypatch.setattr(streams.time, "sleep", signalled)
+        with pytest.raises(DataError, match=r"died \(DataLoader worker \(pid 7\).*--resume auto"), told_plainly():
+            raise error
+
+
 KILLED = """
 import multiprocessing, os, sys, time
 from full_ijepa import train

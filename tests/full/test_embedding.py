@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from dataclasses import replace
@@ -296,6 +297,18 @@ def test_features_of_two_encoders_do_not_compare(mixed, tmp_path, suffix):
     with pytest.raises(ValueError, match="do not compare; embed both with one"):
         known.nearest(other)
     assert replace(known, encoder="").nearest(other, 1)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_names_of_old_disks_need_not_be_utf8(mixed, tmp_path, suffix):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / os.fsdecode(b"Gem\xe4lde.png")).write_bytes((mixed / "0-grey.png").read_bytes())
+    found = embed(encoder_of(), folder, progress=False)
+    found.write(tmp_path / f"x.{suffix}")
+    again = Features.read(tmp_path / f"x.{suffix}")
+    assert torch.equal(again.values, found.values)
+    assert again.names[0].startswith("Gem")
 
 
 def test_too_many_broken_files_are_told_when_they_are_seen(mixed, tmp_path, monkeypatch):

@@ -494,5 +494,6 @@ def test_uneven_classes_show_balanced_accuracy(trained, pictures, tmp_path):
         found = evaluate(trained, ["knn"], table=Table(str(tmp_path / "few.csv"), ("way",)))
     assert (found["uneven"], found["pretrained_on"]) == (True, 8)
     text = package.table(found)
+    assert "\n8 of 8 test pictures were pre-trained on, without their labels\n" in text
     assert "\nbalanced accuracy in % on 8 test pictures" in text
     assert found["protocols"]["knn"]["pixels"]["balanced_accuracy"] == 100

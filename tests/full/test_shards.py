@@ -411,6 +411,18 @@ def test_names_that_look_alike_are_not_taken_for_one_another(short, tmp_path):
     assert (found["pretrained_on"], found["tested"]) == (0, 20)
 
 
+def test_a_cache_that_is_no_folder_costs_the_tables_only(packed, tmp_path, monkeypatch):
+    """And is told once, however many shards there are."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "file"))
+    found = Shards(places(f"shards:{packed}"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        assert len([blob.getvalue() for blob in found]) == 60
+    assert len(found.places) > 2
+    assert ["are not kept" in str(w.message) for w in told] == [True]
+
+
 def test_what_a_stopped_pack_left_is_not_trained_on(packed, tmp_path):
     left = spoil(tmp_path / "left", packed, lambda file: file.rename(f"{file}.part"))
     (left / INDEX).unlink()

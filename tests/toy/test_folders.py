@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import urllib.error
 import warnings
 from pathlib import Path
@@ -135,6 +136,19 @@ def test_links_are_followed_and_hidden_folders_are_not(tree, tmp_path):
     (tree / "train" / "cats").symlink_to(tmp_path / "elsewhere")
     paint(tree / "train" / ".thumbnails" / "0.png")
     assert load(f"folder:{tree}").classes == ("ants", "bees", "cats")
+
+
+def test_names_of_old_disks_need_not_be_utf8(tree):
+    """Latin-1, for instance."""
+    paint(tree / "train" / "ants" / os.fsdecode(b"Gem\xe4lde.png"))
+    assert len(load(f"folder:{tree}")) == 7
+
+
+def test_a_cache_that_is_no_folder_costs_the_cache_only(tree, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="decoded pictures not cached"):
+        assert len(load(f"folder:{tree}")) == 6
 
 
 def test_a_circle_of_links_ends(tree):
